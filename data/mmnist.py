@@ -1,0 +1,230 @@
+"""(Stochastic) Moving MNIST: digits that move in a frame and bounce on its borders (paper, appendix on datasets)."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from data.digits import SIZE, load_digits
+from data.stream import get_fold
+from utils import UserError
+
+EPS = 1e-8  # a position this far outside counts as on the border
+
+
+def bounce(x, y, dx, dy, limit, max_speed, deterministic, rng):
+    """Bring back a digit whose last step (dx, dy) left the frame.
+
+    Parameters
+    ----------
+    x, y : float
+        Position of the digit's corner, outside of [0, limit].
+    dx, dy : int
+        Velocity of the step that led there.
+    limit : int
+        Largest position inside.
+    max_speed, deterministic, rng
+        A stochastic bounce draws a new velocity, uniform in [-max_speed, max_speed]; a deterministic one mirrors it.
+
+    Returns
+    -------
+    (x, y, dx, dy)
+        Position inside and velocity after the bounces.
+    """
+    while x < -EPS or x > limit + EPS or y < -EPS or y > limit + EPS:
+        left, right, upper, lower = x < -EPS, x > limit + EPS, y < -EPS, y > limit + EPS
+        # Point (cx, cy) where the segment of this step left the frame
+        if dx == 0:
+            cx, cy = x, 0 if upper else limit
+        elif dy == 0:
+            cx, cy = 0 if left else limit, y
+        else:
+            a = dy / dx
+            b = y - a * x
+            if left:
+                left = -EPS <= b <= limit + EPS
+                if left:
+                    cx, cy = 0, b
+            if right:
+                right = -EPS <= a * limit + b <= limit + EPS
+                if right:
+                    cx, cy = limit, a * limit + b
+            if upper:
+                upper = -EPS <= -b / a <= limit + EPS
+                if upper:
+                    cx, cy = -b / a, 0
+            if lower:
+                lower = -EPS <= (limit - b) / a <= limit + EPS
+                if lower:
+                    cx, cy = (limit - b) / a, limit
+        p = (x - cx) / dx if dx != 0 else (y - cy) / dy  # what remains of the step
+        if not deterministic:
+            dx = rng.randint(-max_speed, max_speed + 1)
+            dy = rng.randint(-max_speed, max_speed + 1)
+        if left:
+            dx = abs(dx)
+        if right:
+            dx = -abs(dx)
+        if upper:
+            dy = abs(dy)
+        if lower:
+            dy = -abs(dy)
+        x, y = cx + p * dx, cy + p * dy
+    return x, y, dx, dy
+
+
+def draw_trajectory(rng, nt, frame_size, max_speed, deterministic):
+    """Draw the motion of one digit.
+
+    Parameters
+    ----------
+    rng : np.random.RandomState
+        Draws, in this order: x, y, dx, dy, then dx, dy at each stochastic bounce.
+    nt, frame_size, max_speed : int
+    deterministic : bool
+
+    Returns
+    -------
+    list of nt tuples (x, y, dx, dy) of int
+        Rounded position of the corner (x indexes rows, y columns) and velocity.
+    """
+    limit = frame_size - SIZE
+    x, y = rng.randint(0, limit + 1), rng.randint(0, limit + 1)
+    dx, dy = rng.randint(-max_speed, max_speed + 1), rng.randint(-max_speed, max_speed + 1)
+    latents = []
+    for _ in range(nt):
+        if not (-EPS <= x <= limit + EPS and -EPS <= y <= limit + EPS):
+            x, y, dx, dy = bounce(x, y, dx, dy, limit, max_speed, deterministic, rng)
+        latents.append((round(x), round(y), dx, dy))
+        x += dx
+        y += dy
+    return latents
+
+
+def render(digits, latents, frame_size):
+    """Draw videos of moving digits, which add up and saturate.
+
+    Parameters
+    ----------
+    digits : np.ndarray of uint8 (N, n_digits, 28, 28)
+    latents : np.ndarray of int (T, N, n_digits, ≥ 2)
+        Positions of the digits' corners, row then column.
+    frame_size : int
+
+    Returns
+    -------
+    np.ndarray of uint8 (T, N, frame_size, frame_size)
+    """
+    T, N, n_digits = latents.shape[:3]
+    frames = np.zeros((T * N, frame_size, frame_size), np.uint8)
+    windows = sliding_window_view(frames, (SIZE, SIZE), (1, 2), writeable=True)  # windows[i, x, y]: place of a digit
+    every = np.arange(T * N)
+    for d in range(n_digits):
+        place = every, latents[:, :, d, 0].ravel(), latents[:, :, d, 1].ravel()
+        digit = np.broadcast_to(digits[:, d], (T, N, SIZE, SIZE)).reshape(T * N, SIZE, SIZE)
+        under = windows[place]
+        windows[place] = under + np.minimum(digit, 255 - under)
+    return frames.reshape(T, N, frame_size, frame_size)
+
+
+class MovingDigits:
+    """Source of training videos: random digits with random motions.
+
+    Parameters
+    ----------
+    digits : np.ndarray of uint8 (N, 28, 28)
+    frame_size, max_speed, n_digits : int
+    deterministic : bool
+    """
+
+    def __init__(self, digits, frame_size, max_speed, n_digits, deterministic):
+        self.digits, self.frame_size, self.max_speed = digits, frame_size, max_speed
+        self.n_digits, self.deterministic = n_digits, deterministic
+
+    def draw(self, rngs, nt):
+        """Videos uint8 (nt, len(rngs), frame_size, frame_size, 1), one from each `np.random.RandomState`."""
+        latents = np.empty((nt, len(rngs), self.n_digits, 4), np.int64)
+        chosen = np.empty((len(rngs), self.n_digits), np.int64)
+        for i, rng in enumerate(rngs):
+            for d in range(self.n_digits):
+                chosen[i, d] = rng.randint(len(self.digits))
+                latents[:, i, d] = draw_trajectory(rng, nt, self.frame_size, self.max_speed, self.deterministic)
+        return render(self.digits[chosen], latents, self.frame_size)[..., None]
+
+
+def load_folds(config):
+    """Training and validation sources: videos of the training digits' two folds."""
+    digits, _ = load_digits(config.digits, config.data_dir, train=True)
+    return [MovingDigits(digits[get_fold(len(digits), train)], config.nx, config.max_speed, config.ndigits,
+                         config.deterministic) for train in (True, False)]
+
+
+def make_test_set(digits, labels, nt, *, seed=42, n_digits=2, frame_size=64, max_speed=4, deterministic=False, progress=iter):
+    """Draw a test set exactly as the published ones.
+
+    Parameters
+    ----------
+    digits, labels : np.ndarray of uint8 (N, 28, 28) and (N,)
+        Each digit is shown in at most one video.
+    nt, seed, n_digits, frame_size, max_speed : int
+    deterministic : bool
+    progress : function
+        Wraps the iteration over videos.
+
+    Returns
+    -------
+    dict of np.ndarray
+        With V = N // n_digits videos: `sequences` uint8 (nt, V, frame_size, frame_size), `latents` int64 (nt, V, n_digits, 4),
+        `labels` uint8 (V, n_digits), `digits` uint8 (V, n_digits, 28, 28).
+    """
+    rng = np.random.RandomState(seed)
+    V = len(digits) // n_digits
+    shown = rng.permutation(len(digits))[:V * n_digits].reshape(V, n_digits)
+    latents = np.empty((nt, V, n_digits, 4), np.int64)
+    for i in progress(range(V)):
+        for d in range(n_digits):
+            latents[:, i, d] = draw_trajectory(rng, nt, frame_size, max_speed, deterministic)
+    digits = digits[shown]
+    return {'sequences': render(digits, latents, frame_size), 'latents': latents, 'labels': labels[shown], 'digits': digits}
+
+
+def test_set_name(deterministic, digits, n_digits, frame_size):
+    """File name of a test set. That of the published sets, from MNIST, has no source in its name."""
+    source = digits.removeprefix('mnist')
+    return f'{"" if deterministic else "s"}mmnist{source}_test_{n_digits}digits_{frame_size}.npz'
+
+
+class TestSet:
+    """Fixed test videos, uint8 (T, N, H, W)."""
+
+    def __init__(self, sequences):
+        self.sequences = sequences
+
+    def __len__(self):
+        return self.sequences.shape[1]
+
+    def videos(self, indices):
+        """uint8 (T, len(indices), H, W, 1)"""
+        return self.sequences[:, indices, :, :, None]
+
+
+def load_test(config, data_dir, nt):
+    """Test set of a configuration, first `nt` frames."""
+    path = Path(data_dir) / test_set_name(config.deterministic, config.digits, config.ndigits, config.nx)
+    command = (f'python -m preprocessing.mmnist.make_test_set --data_dir {data_dir} --seq_len {max(nt, 25)}'
+               + ' --deterministic' * config.deterministic + f' --digit_source {config.digits}' * (config.digits != 'mnist')
+               + f' --digits {config.ndigits}' * (config.ndigits != 2))
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            sequences = arrays['sequences']
+    except FileNotFoundError:
+        raise UserError(f'the test set {path} does not exist; make it with: {command}') from None
+    except Exception as error:  # a cut or foreign file: numpy and zipfile raise several kinds
+        raise UserError(f'{path} is not a test set of Moving MNIST ({error}); make it again with: {command}') from None
+    if sequences.dtype != np.uint8 or sequences.ndim != 4 or sequences.shape[2:] != (config.nx, config.nx):
+        raise UserError(f'{path}: sequences must be uint8 (T, N, {config.nx}, {config.nx}), found {sequences.dtype} '
+                        f'{sequences.shape}; make it again with: {command}')
+    if len(sequences) < nt:
+        raise UserError(f'{path} has videos of {len(sequences)} frames, but --nt_gen {nt} were asked for; '
+                        f'give a smaller --nt_gen, or make a longer set: {command}')
+    return TestSet(sequences[:nt])

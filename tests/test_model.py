@@ -1,0 +1,181 @@
+"""The model and its loss against numbers of the published implementation, and against closed forms."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import GOLDEN
+from model import Noise, build_model, gaussian_kl, gaussian_nll, loss, normal_params
+
+ARCHITECTURES = ['dcgan', 'dcgan_skip', 'vgg', 'vgg_skip']
+
+
+def recipe_weights(model, seed):
+    """Fill a model with the weights of the golden files' recipe."""
+    rng = np.random.RandomState(seed)
+    state = {}
+    for key, value in sorted(model.state_dict().items()):
+        shape = tuple(value.shape)
+        if key.endswith('num_batches_tracked'):
+            array = np.zeros(shape, np.int64)
+        elif key.endswith('running_var'):
+            array = 0.5 + rng.rand(*shape)
+        elif len(shape) == 1:
+            array = 0.1 * rng.randn(*shape) + key.endswith('.weight')
+        else:
+            array = rng.randn(*shape) / np.sqrt(np.prod(shape[1:]))
+        state[key] = torch.from_numpy(np.asarray(array)).to(value.dtype)
+    model.load_state_dict(state)
+    return model
+
+
+def golden(name, seed=11):
+    g = np.load(GOLDEN / f'{name}.npz', allow_pickle=False)
+    config = json.loads(str(g['config']))
+    return g, recipe_weights(build_model(SimpleNamespace(res_gain=1.41, **config)), seed), json.loads(str(g['opt'])), config
+
+
+def means(model, nt, B):
+    return Noise(torch.zeros(B, model.ny), torch.zeros(nt - 1, B, model.nz))
+
+
+def assert_close(actual, expected, tol=1e-5):
+    torch.testing.assert_close(actual, torch.from_numpy(np.asarray(expected)).to(actual.dtype), rtol=tol, atol=tol)
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def case(request):
+    g, model, opt, config = golden(f'model_{request.param}')
+    x = torch.from_numpy(np.random.RandomState(5).rand(5, 2, config['nc'], 64, 64).astype(np.float32))
+    with torch.no_grad():
+        yield g, model.eval(), opt, x
+
+
+@pytest.mark.parametrize('prefix, given, nt', [('rec', 5, 5), ('pred', 3, 8)])
+def test_forward_is_the_published_one(case, prefix, given, nt):
+    g, model, _, x = case
+    out = model(x[:given], nt, noise=means(model, nt, 2))
+    for name, value in out._asdict().items():
+        assert_close(value, g[f'{prefix}_{name}'])
+
+
+def test_encoder_skips_and_loss_are_the_published_ones(case):
+    g, model, opt, x = case
+    assert_close(model.encode(x)[0], g['hx'])
+    if model.skipco:
+        for i, skip in enumerate(model.condition(x).skips):
+            expected = g[f'skip{i}_sum']  # sums of up to 4,096 terms: a tolerance relative to the largest
+            assert_close(skip.sum((2, 3)) / np.abs(expected).max(), expected / np.abs(expected).max())
+    losses = loss(x, model(x, 5, noise=means(model, 5, 2)), **opt)
+    assert_close(torch.stack(losses), g['losses'])
+
+
+def test_states_between_frames_and_without_observations(case):
+    g, model, _, x = case
+    out = model(x[:3], 4, between=True, noise=means(model, 4, 2))
+    assert_close(out.y, g['inter_y'])
+    assert out.x_.shape == (len(out.y), 2, *x.shape[2:])
+    no_z = torch.zeros(0, 2, model.nz)
+    y, _, _ = model.evolve(torch.from_numpy(g['pred_y'][2]), no_z, 4, means(model, 4, 2).z)
+    assert_close(y[::model.n_euler_steps], g['gen_y'])
+
+
+def test_predict_is_forward_with_samples_as_an_axis(case):
+    _, model, _, x = case
+    T, S, B, n = 3, 4, 2, 3
+    noise = model.draw_noise(T + 5, (S, B))
+    y_given, y = model.predict(model.condition(x[:T]), 5, noise, n)
+    assert y_given.shape == (T, S, B, model.ny) and y.shape == (5, S, B, model.ny)
+    for s in range(S):
+        out = model(x[:T], T, noise=Noise(noise.y_0[s], noise.z[:T - 1, s]))
+        torch.testing.assert_close(y_given[:, s], out.y, rtol=1e-5, atol=1e-5)
+        plain = out.y[-1]
+        for t in range(5):  # the formulas of the paper, one by one
+            mean, std = normal_params(model.p_z(plain))
+            z = mean + std * noise.z[T - 1 + t, s]
+            for _ in range(n):
+                plain = plain + model.dynamics(torch.cat([plain, z], -1)) / n
+            torch.testing.assert_close(y[t, s], plain, rtol=1e-5, atol=1e-5)
+
+
+def test_three_training_steps_are_the_published_ones():
+    g, model, opt, config = golden('train_dcgan', seed=12)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+    for i in range(3):
+        x = torch.from_numpy(np.random.RandomState(20 + i).rand(4, 3, 1, 64, 64).astype(np.float32))
+        losses = loss(x, model(x, 4, noise=means(model, 4, 3)), **opt)
+        assert_close(torch.stack(losses), g['history'][i], 1e-4)
+        optimizer.zero_grad()
+        losses.loss.backward()
+        if i == 0:
+            grads = dict(model.named_parameters())
+            assert sorted(grads) == list(g['grad_names'])
+            assert_close(torch.stack([grads[k].grad.norm() for k in g['grad_names']]), g['grad_norms'], 1e-4)
+        optimizer.step()
+    state = model.state_dict()
+    assert sorted(state) == list(g['final_names'])
+    assert_close(torch.stack([state[k].double().norm() for k in g['final_names']]), g['final_norms'], 1e-4)
+
+
+@pytest.mark.parametrize('name', ['smmnist', 'kth', 'human', 'bair'])
+def test_names_and_shapes_of_published_checkpoints(name):
+    expected = json.loads((GOLDEN / 'state_dicts.json').read_text())[name]
+    model = build_model(SimpleNamespace(res_gain=1.41, n_euler_steps=1, **expected['config']))
+    assert {k: list(v.shape) for k, v in model.state_dict().items()} == expected['state_dict']
+    assert sum(p.numel() for p in model.parameters()) == expected['parameters']
+
+
+@pytest.mark.parametrize('archi', ['dcgan', 'vgg'])
+def test_training_mode_draws_frames_for_w_and_skips(archi):
+    """w uses nt_inf different frames of the same video, each skip connection one frame of its video at all scales."""
+    torch.manual_seed(0)
+    _, model, _, config = golden(f'model_{archi}_skip')
+    x = torch.rand(6, 3, config['nc'], 64, 64)
+    hx, skips = model.encode(x)
+    seen_w, seen_skip = set(), set()
+    for _ in range(40):
+        frames = {}
+        model.infer_w = lambda h: frames.setdefault('hx', h)[0]
+        cond = model.condition(x)
+        for b in range(3):
+            chosen = [(hx[:, b] - h).abs().sum(-1).argmin().item() for h in frames['hx'][:, b]]
+            assert len(set(chosen)) == model.nt_inf
+            seen_w.add(tuple(sorted(chosen)))
+            at = {(s[:, b] - c[b]).abs().flatten(1).sum(-1).argmin().item() for s, c in zip(skips, cond.skips)}
+            assert len(at) == 1
+            seen_skip |= at
+    assert seen_skip == set(range(6)) and len(seen_w) > 5
+
+
+def test_errors_of_the_model():
+    _, model, _, _ = golden('model_dcgan')
+    x = torch.rand(3, 2, 1, 64, 64)
+    with pytest.raises(ValueError, match='predicts in evaluation mode only'):
+        model.train()(x, 4)
+    with pytest.raises(ValueError, match='nt_inf = 3'):
+        model.eval()(x[:2], 4)
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    model = build_model(SimpleNamespace(nx=64, nc=1, nf=16, archi='vgg', skipco=True, nhx=32, ny=8, nz=8, nt_inf=2, nh_inf=32,
+                                        nlayers_inf=2, nh_res=64, nlayers_res=3, n_euler_steps=1, res_gain=1.2))
+    convs = torch.cat([p.flatten() for m in (model.encoder, model.decoder) for p in m.parameters() if p.ndim == 4])
+    assert abs(convs.mean()) < 1e-4 and abs(convs.std() - 0.02) < 1e-4
+    norms = torch.cat([p for k, p in model.encoder.named_parameters() if k.endswith('1.weight')])
+    assert abs(norms.mean() - 1) < 5e-3 and abs(norms.std() - 0.02) < 5e-3
+    w = model.dynamics.module[1][1].weight
+    torch.testing.assert_close(w @ w.T, 1.44 * torch.eye(64), atol=1e-5, rtol=0)
+    assert all(p.abs().sum() == 0 for k, p in model.dynamics.named_parameters() if k.endswith('bias'))
+
+
+def test_gaussian_terms_are_those_of_torch_distributions():
+    from torch.distributions import Normal, kl_divergence
+    q, p, x = torch.randn(3, 5, 8), torch.randn(3, 5, 8), torch.randn(3, 5, 4)
+    q_dist, p_dist = Normal(*normal_params(q)), Normal(*normal_params(p))
+    torch.testing.assert_close(gaussian_kl(q, p), kl_divergence(q_dist, p_dist))
+    torch.testing.assert_close(gaussian_kl(q), kl_divergence(q_dist, Normal(0., 1.)))
+    torch.testing.assert_close(gaussian_nll(x, q_dist.mean, 0.3), -Normal(q_dist.mean, 0.3).log_prob(x))

@@ -1,0 +1,162 @@
+"""Files, random numbers, devices and errors: what all scripts share."""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+class UserError(Exception):
+    """Bad input. The message is one sentence: option or file, what was found, what to do."""
+
+
+def run_script(main):
+    """Run the `main` of a script; a `UserError` becomes its sentence on stderr and exit code 2."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+# Files
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a temporary path beside `path`, renamed to it at the end: `path` is never seen half-written."""
+    path = Path(path)
+    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        yield tmp
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    """Write `value` as indented JSON."""
+    with replacing(path) as tmp:
+        tmp.write_text(json.dumps(value, indent=2) + '\n')
+
+
+def read_json(path):
+    """Read a JSON file that must hold one object."""
+    try:
+        value = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f'{path} does not exist; name a folder with a trained model') from None
+    except (ValueError, OSError) as error:
+        raise UserError(f'{path} is not readable as JSON ({error})') from None
+    if not isinstance(value, dict):
+        raise UserError(f'{path} must hold one JSON object, found {type(value).__name__}')
+    return value
+
+
+def write_npz(path, **arrays):
+    """Write arrays as a compressed `.npz`."""
+    with replacing(path) as tmp, open(tmp, 'wb') as f:
+        np.savez_compressed(f, **arrays)
+
+
+def save(path, value):
+    """Write tensors, in dictionaries and lists, by `torch.save`."""
+    with replacing(path) as tmp:
+        torch.save(value, tmp)
+
+
+def load(path):
+    """Read what `save` wrote, on the CPU. The file is untrusted: tensors and plain values only."""
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f'{path} does not exist') from None
+    except Exception as error:  # torch raises several kinds for a file that is cut or no checkpoint
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f'{path} is not a file of weights that can be read safely ({reason})') from None
+
+
+def load_weights(model, path):
+    """Load a published or own checkpoint, a plain `state_dict`, into `model`."""
+    state = load(path)
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f'{path} is not a plain state_dict: tensors by parameter name are expected')
+    expected = model.state_dict()
+    wrong = sorted({k for k in expected.keys() | state.keys()
+                    if k not in state or k not in expected or state[k].shape != expected[k].shape})
+    if wrong:
+        raise UserError(f'{path} does not fit the configuration: {len(wrong)} of {len(expected)} parameters are missing, '
+                        f'unknown or of another shape, the first is {wrong[0]}; check that config.json belongs to it')
+    model.load_state_dict(state)
+
+
+def sha256(path):
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# Random numbers
+
+STREAMS = {'train': 0, 'val': 1, 'test': 2}
+
+
+def stream_rng(seed, stream, index):
+    """Random numbers of item `index` of a stream ('train', 'val' or 'test'): a function of the three alone.
+
+    Philox is counter-based: each key gives an independent sequence at no cost, so that item 10⁶ needs none before it.
+
+    Returns
+    -------
+    np.random.RandomState
+    """
+    return np.random.RandomState(np.random.Philox(key=np.array([seed, (STREAMS[stream] << 56) + index], np.uint64)))
+
+
+def stream_generator(seed, stream, index):
+    """As `stream_rng`, but a PyTorch generator on the CPU."""
+    return torch.Generator().manual_seed(int(stream_rng(seed, stream, index).randint(2 ** 63, dtype=np.int64)))
+
+
+def random_state():
+    """State of PyTorch's generators, CPU and GPUs, as tensors."""
+    return {'cpu': torch.get_rng_state(),
+            'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_random_state(state):
+    """Restore what `random_state` returned; GPUs that are not there any more are left out."""
+    torch.set_rng_state(state['cpu'])
+    for i, cuda in enumerate(state['cuda'][:torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda, i)
+
+
+# Devices
+
+def get_device(index):
+    """Device of `--device`: None is the CPU, a number a CUDA device."""
+    if index is None:
+        return torch.device('cpu')
+    found = torch.cuda.device_count()
+    if not 0 <= index < found:
+        raise UserError(f'--device {index}: {found} CUDA devices found; give one of them, or leave the option out for the CPU')
+    return torch.device('cuda', index)
+
+
+def describe(device):
+    """Name of a device for people."""
+    if device.type == 'cuda':
+        return f'{device} ({torch.cuda.get_device_name(device)})'
+    return f'CPU ({torch.get_num_threads()} threads)'
+
+
+def to_video(batch, device):
+    """Videos of a loader, uint8 (T, B, H, W, C), on `device` as float in [0, 1], (T, B, C, H, W)."""
+    return batch.to(device, non_blocking=True).permute(0, 1, 4, 2, 3).float() / 255
