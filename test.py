@@ -1,0 +1,147 @@
+"""Evaluate a trained SRVP model: `python test.py --xp_dir RUN --data_dir DATA`; see --help and the README."""
+
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import metrics.lpips
+import pictures
+from args import load_config, test_parser
+from data import load_test
+from metrics import build_metrics
+from model import build_model
+from sampling import Futures, LastFrame, draw_noise, evaluate_batch
+from utils import (UserError, describe, get_device, load_weights, run_script, sha256, to_video, write_json, write_npz)
+
+
+def resolve(argv=None):
+    """Options of the call and configuration of the model, checked; what was left out comes from the configuration."""
+    args = test_parser().parse_args(argv)
+    config = load_config(args.xp_dir)
+    args.nt_cond = args.nt_cond or config.nt_cond
+    args.nt_gen = args.nt_gen or config.seq_len_test
+    args.n_euler_steps = args.n_euler_steps or config.n_euler_steps
+    if args.fvd:
+        raise UserError('--fvd: this version does not compute the Fréchet video distance; leave the option out')
+    if args.nt_gen is None:
+        raise UserError(f'{args.xp_dir}/config.json has no seq_len_test; give --nt_gen')
+    if args.nt_cond < config.nt_inf:
+        raise UserError(f'--nt_cond {args.nt_cond} is less than the {config.nt_inf} frames (nt_inf) from which the model infers y_0')
+    if args.nt_gen <= args.nt_cond:
+        raise UserError(f'--nt_gen {args.nt_gen} leaves no frame to predict after the {args.nt_cond} given ones (--nt_cond); '
+                        'give a larger --nt_gen')
+    if args.baseline == 'last_frame':
+        args.n_samples = 1  # it has one future only
+    if args.out_dir is None:
+        args.out_dir = Path(args.xp_dir) / (f'baseline_{args.baseline}' if args.baseline else '')
+    return args, config
+
+
+def get_model(args, config, device):
+    """Model to evaluate, and the SHA-256 of its checkpoint (None for baselines)."""
+    if args.baseline == 'last_frame':
+        return None, None
+    torch.manual_seed(args.test_seed)
+    model = build_model(config)
+    digest = None
+    if args.baseline is None:
+        path = Path(args.xp_dir) / args.model_name
+        load_weights(model, path)
+        digest = sha256(path)
+    return model.to(device).eval().requires_grad_(False), digest
+
+
+def evaluate(model, testset, scorers, args, device):
+    """Scores (N,) by metric and videos uint8 (N, T, H, W, C) by name, over the test set."""
+    scores, videos = defaultdict(list), defaultdict(list)
+    n = len(testset) if args.n_videos is None else args.n_videos
+    with tqdm(total=n * args.n_samples, unit='sample', dynamic_ncols=True) as bar:
+        for start in range(0, n, args.batch_size):
+            indices = range(start, min(start + args.batch_size, n))
+            x = to_video(torch.from_numpy(testset.videos(indices)), device)
+            given, target = x[:args.nt_cond], x[args.nt_cond:]
+            if args.baseline == 'last_frame':
+                futures = LastFrame(given, len(target))
+            else:
+                noise = draw_noise(model, args.test_seed, 'test', indices, args.n_samples, args.nt_gen)
+                futures = Futures(model, given, len(target), noise, args.n_euler_steps)
+            batch_scores, frames = evaluate_batch(futures, target, scorers, lambda: bar.update(len(indices)))
+            for name, score in batch_scores.items():
+                scores[name].append(score.cpu().numpy())
+            for name, video in frames.items():
+                videos[name].append(video.permute(1, 0, 3, 4, 2).cpu().numpy())
+            if any(np.isnan(s[-1]).any() for s in scores.values()):
+                raise UserError(f'{args.model_name} predicts frames that are not numbers; the weights are damaged, take another checkpoint')
+            bar.set_postfix({k: f'{np.concatenate(s).mean():.4f}' for k, s in scores.items()})
+    return tuple({k: np.concatenate(v) for k, v in d.items()} for d in (scores, videos))
+
+
+def summary(scores):
+    """Mean over videos and half-width of its 95% interval, 1.96·std/√N."""
+    return {name: {'mean': float(s.mean()), 'ci95': float(1.96 * s.std() / math.sqrt(len(s)))} for name, s in scores.items()}
+
+
+def draw_pictures(folder, testset, videos, metric, args):
+    """Draw the first videos: truth, best, worst and random samples. Returns the files' names."""
+    folder.mkdir(exist_ok=True)
+    names = {'best': f'{metric}_best', 'worst': f'{metric}_worst'}
+    names |= {f'random {i}': f'random_{i}' for i in (1, 2, 3) if f'random_{i}' in videos}
+    files = []
+    for i in range(min(args.n_pictures, len(videos['cond_rec']))):
+        truth = testset.videos([i])[:, 0]
+        predicted = {name: videos[key][i] for name, key in names.items()}
+        files += [folder / f'video_{i:04d}.png', folder / f'video_{i:04d}.gif']
+        pictures.strip(files[-2], {'truth': truth, **predicted}, args.nt_cond)
+        given = truth[:args.nt_cond]
+        pictures.animation(files[-1], {'truth': truth, **{k: np.concatenate([given, v]) for k, v in predicted.items()}}, args.nt_cond)
+    return files
+
+
+def main(argv=None):
+    args, config = resolve(argv)
+    device = get_device(args.device)
+    scorers = build_metrics(args.metrics, args.lpips_dir, device)
+    model, digest = get_model(args, config, device)
+    testset = load_test(config, args.data_dir, args.nt_gen)
+    if args.n_videos is not None and args.n_videos > len(testset):
+        raise UserError(f'--n_videos {args.n_videos}: the test set has {len(testset)}; give at most as many')
+    out_dir = Path(args.out_dir)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--out_dir {out_dir} cannot be created ({error.strerror}); give another folder') from None
+
+    print(f'evaluating {args.baseline or args.model_name} on {describe(device)}: {args.n_videos or len(testset)} videos of '
+          f'{config.dataset}, {args.nt_cond} frames given, {args.nt_gen - args.nt_cond} predicted, {args.n_samples} samples, '
+          f'{args.n_euler_steps} Euler steps a frame, seed {args.test_seed}', flush=True)
+    if 'lpips' in scorers:
+        print(f'LPIPS: AlexNet, version {metrics.lpips.VERSION}')
+    scores, videos = evaluate(model, testset, scorers, args, device)
+
+    write_npz(out_dir / 'results.npz', **scores)
+    for name, samples in videos.items():
+        write_npz(out_dir / f'{name}.npz', samples=samples)
+    files = draw_pictures(out_dir / 'pictures', testset, videos, args.metrics[0], args)
+    result = {'scores': summary(scores), 'protocol': {
+        'dataset': config.dataset, 'clips': len(videos['cond_rec']), 'conditioning_frames': args.nt_cond,
+        'predicted_frames': args.nt_gen - args.nt_cond, 'samples': args.n_samples, 'n_euler_steps': args.n_euler_steps,
+        'seed': args.test_seed, 'lpips_version': metrics.lpips.VERSION if 'lpips' in scorers else None,
+        'baseline': args.baseline, 'checkpoint': None if args.baseline else args.model_name, 'checkpoint_sha256': digest}}
+    if config.dataset == 'smmnist':
+        result['protocol'] |= {k: getattr(config, k) for k in ('digits', 'ndigits', 'max_speed', 'deterministic')}
+    write_json(out_dir / 'results.json', result)
+
+    for name, score in result['scores'].items():
+        metric = metrics.METRICS[name]
+        print(f'{name.upper():>5} {score["mean"]:.{metric.digits}f} ± {score["ci95"]:.{metric.digits}f} {metric.unit}')
+    print(f'results in {out_dir}: results.json, results.npz, {", ".join(f"{k}.npz" for k in sorted(videos))}')
+    if files:
+        print('pictures: ' + ', '.join(map(str, files)))
+
+
+if __name__ == '__main__':
+    run_script(main)

@@ -1,0 +1,241 @@
+"""Train SRVP: `python train.py --preset smmnist --data_dir DATA --save_path RUN [--device 0]`; see --help and the README."""
+
+import json
+import math
+import secrets
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from args import config_dict, parse_train
+from data import load_train
+from data.stream import BatchStream, make_loader
+from log import TERMS, RunLog
+from model import build_model, loss
+from sampling import draw_noise, validation_psnr
+from utils import (UserError, describe, get_device, load, random_state, run_script, save, set_random_state, to_video,
+                   write_json)
+
+
+class Stopped(Exception):
+    """The run was asked to stop by a signal."""
+
+
+class NotFinite(Exception):
+    """The loss or a weight is infinite or not a number."""
+
+
+class StopSignal:
+    """Note SIGINT (Ctrl-C) and SIGTERM, to be answered between two steps; a second one ends the run at once."""
+
+    def __init__(self):
+        self.received = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self)
+
+    def __call__(self, number, frame):
+        self.received = number
+        signal.signal(number, signal.SIG_DFL)
+        tqdm.write(f'{signal.Signals(number).name} received: saving the state', file=sys.stderr)
+
+    def check(self):
+        if self.received is not None:
+            raise Stopped
+
+
+def learning_rate(k, config):
+    """Learning rate of update k = 1, 2, …: constant for `burnin` updates, then linear to 0 in `n_iter`."""
+    decay = max(0, k - config.lr_scheduling_burnin) / max(1, config.lr_scheduling_n_iter)
+    return config.lr * max(0., 1 - decay)
+
+
+class Trainer:
+    """A run: model, optimiser, place in the data, logs and files.
+
+    Parameters
+    ----------
+    config : argparse.Namespace
+        Resolved configuration.
+    sources : pair of sources of training and validation videos (see `data`)
+    """
+
+    def __init__(self, config, sources):
+        self.config = config
+        self.folder = Path(config.save_path)
+        self.device = get_device(config.device[0] if config.device else None)
+        self.n_steps = config.lr_scheduling_burnin + config.lr_scheduling_n_iter
+        self.train_stream = BatchStream(sources[0], config.seed, 'train', config.batch_size, config.seq_len)
+        self.val_stream = BatchStream(sources[1], config.seed, 'val', config.batch_size_test, config.seq_len_test)
+        torch.manual_seed(config.seed)
+        self.model = build_model(config).to(self.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr)
+        self.step = 0               # updates done
+        self.validated = 0          # step of the last validation
+        self.score = self.best = -math.inf
+        self.sums, self.n_summed = [0.] * len(TERMS), 0  # loss terms since the last line of the log
+        self.state_step = None      # step of the last state on disk
+        if config.resume:
+            self.restore()
+
+    # State
+
+    def restore(self):
+        path = self.folder / 'state.pt'
+        if not path.exists():
+            raise UserError(f'--resume: {path} does not exist, the run ended before its first state; start it anew in another folder')
+        state = load(path)
+        try:
+            self.model.load_state_dict(state['model'])
+            self.optimizer.load_state_dict(state['optimizer'])
+            for name in ('step', 'validated', 'score', 'best', 'sums', 'n_summed'):
+                setattr(self, name, state[name])
+            set_random_state(state['random'])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f'--resume: {path} is not a state of this run ({error}); it cannot be continued') from None
+        self.state_step = self.step
+
+    def save_state(self):
+        """Save all that a continued run needs, and the weights by themselves as `model.pt`."""
+        if self.state_step == self.step:
+            return
+        weights = self.model.state_dict()
+        if not all(v.isfinite().all() for v in weights.values()):
+            raise NotFinite('a weight')
+        save(self.folder / 'state.pt', {
+            'model': weights, 'optimizer': self.optimizer.state_dict(), 'step': self.step, 'validated': self.validated,
+            'score': self.score, 'best': self.best, 'sums': self.sums, 'n_summed': self.n_summed, 'random': random_state()})
+        save(self.folder / 'model.pt', weights)
+        self.state_step = self.step
+
+    # Steps
+
+    def train_step(self, batch):
+        """One update on a batch, uint8 (T, B, H, W, C)."""
+        c = self.config
+        x = to_video(batch, self.device)
+        for group in self.optimizer.param_groups:
+            group['lr'] = learning_rate(self.step + 1, c)
+        losses = loss(x, self.model(x, c.seq_len), obs_scale=c.obs_scale, beta_y=c.beta_y, beta_z=c.beta_z, l2_res=c.l2_res)
+        values = torch.stack(losses).tolist()
+        if not all(map(math.isfinite, values)):
+            raise NotFinite('the loss')
+        self.optimizer.zero_grad()
+        losses.loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        self.sums = [s + v for s, v in zip(self.sums, values)]
+        self.n_summed += 1
+        return dict(zip(TERMS, values))
+
+    def validate(self, stop):
+        """Score the best of N predictions of the validation videos (`validation_psnr`) and keep the best model so far."""
+        c = self.config
+        self.model.eval()
+        scores = []
+        batches = make_loader(self.val_stream, 0, c.n_iter_test, min(c.n_workers, 1))
+        for i, batch in enumerate(tqdm(batches, 'validation', leave=False, dynamic_ncols=True)):
+            stop.check()
+            videos = range(i * c.batch_size_test, (i + 1) * c.batch_size_test)
+            noise = draw_noise(self.model, c.seed, 'val', videos, c.n_samples_test, c.seq_len_test)
+            scores.append(validation_psnr(self.model, to_video(batch, self.device), c.nt_cond, noise))
+        self.model.train()
+        self.score, self.validated = torch.cat(scores).mean().item(), self.step
+        if self.score > self.best:
+            self.best = self.score
+            save(self.folder / 'model_best.pt', self.model.state_dict())
+
+    def due(self, interval):
+        """Whether something done every `interval` steps, and at the end, is due."""
+        return self.step > 0 and (self.step % interval == 0 or self.step == self.n_steps)
+
+    def run(self):
+        """Train to the end, or to a signal."""
+        c = self.config
+        stop = StopSignal()
+        log = RunLog(self.folder, self.step)
+        loader = make_loader(self.train_stream, self.step, self.n_steps, c.n_workers, self.device.type == 'cuda')
+        bar = tqdm(total=self.n_steps, initial=self.step, unit='step', dynamic_ncols=True, smoothing=0.05)
+        self.model.train()
+        since = time.monotonic()
+        batches = iter(loader)
+        try:
+            while True:
+                if self.due(c.val_interval) and self.validated != self.step:
+                    self.validate(stop)
+                    log.write(self.step, val_psnr=self.score, best_psnr=self.best)
+                    since = time.monotonic()
+                if self.due(c.state_interval):
+                    self.save_state()
+                if self.step == self.n_steps:
+                    break
+                terms = self.train_step(next(batches))
+                if c.chkpt_interval and self.step % c.chkpt_interval == 0:
+                    save(self.folder / f'model_{self.step}.pt', self.model.state_dict())
+                bar.set_postfix({k: f'{terms[k]:.5g}' for k in TERMS[:4]} | {'val': f'{self.score:.2f} dB' if self.validated else '-'},
+                                refresh=False)
+                bar.update()
+                if self.due(c.log_interval):
+                    now = time.monotonic()
+                    log.write(self.step, **{k: s / self.n_summed for k, s in zip(TERMS, self.sums)},
+                              lr=learning_rate(self.step, c), steps_per_s=self.n_summed / (now - since))
+                    self.sums, self.n_summed, since = [0.] * len(TERMS), 0, now
+                stop.check()
+        except Stopped:
+            self.save_state()
+        finally:
+            bar.close()
+            log.close()
+        return stop.received
+
+
+def prepare_folder(config):
+    """Create the folder of a new run and write `config.json` there; never over another run."""
+    folder = Path(config.save_path)
+    if config.resume:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ('config.json', 'state.pt', 'model.pt'):
+            if (folder / name).exists():
+                raise UserError(f'--save_path {folder} holds another run ({name}); continue it by --resume, or give another folder')
+        write_json(folder / 'config.json', config_dict(config))
+    except OSError as error:
+        raise UserError(f'--save_path {folder} cannot be written ({error.strerror}); give another folder') from None
+
+
+def main(argv=None):
+    config = parse_train(argv)
+    if config.seed is None:
+        config.seed = secrets.randbelow(2 ** 32)
+    if config.dry_run:
+        print(json.dumps(config_dict(config), indent=2))
+        print(f'{sum(p.numel() for p in build_model(config).parameters()):,} parameters; nothing was written (--dry_run)')
+        return 0
+    get_device(config.device[0] if config.device else None)  # an error of the device comes before the data are touched
+    sources = load_train(config)
+    prepare_folder(config)
+    trainer = Trainer(config, sources)
+    if trainer.step >= trainer.n_steps:
+        print(f'the run in {config.save_path} is complete: {trainer.step:,} steps')
+        return 0
+    print(f'training on {describe(trainer.device)}: {sum(p.numel() for p in trainer.model.parameters()):,} parameters, steps '
+          f'{trainer.step + 1:,} to {trainer.n_steps:,}, seed {config.seed}, files in {config.save_path}', flush=True)
+    try:
+        received = trainer.run()
+    except NotFinite as error:
+        last = f'the last good state is of step {trainer.state_step:,}' if trainer.state_step else 'no state was saved'
+        print(f'error: {error} is not finite at step {trainer.step + 1:,}; {last}; a lower --lr may help', file=sys.stderr)
+        return 1
+    if received is not None:
+        print(f'stopped after step {trainer.step:,}; continue with: python train.py --resume --save_path {config.save_path}')
+        return 128 + received
+    print(f'done: best validation PSNR {trainer.best:.2f} dB; weights in {config.save_path}: model.pt (last), model_best.pt')
+    return 0
+
+
+if __name__ == '__main__':
+    run_script(main)
