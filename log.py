@@ -44,5 +44,8 @@ class RunLog:
         for name, value in values.items():
             self.tensorboard.add_scalar(('validation/' if name.endswith('psnr') else 'train/') + name, value, step)
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         self.tensorboard.close()

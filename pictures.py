@@ -7,6 +7,7 @@ from utils import replacing
 
 SCALE = 3                      # enlargement of frames
 GAP = 4                        # pixels between frames
+COLUMNS = 12                   # frames in a strip
 BACKGROUND, INK = (255, 255, 255), (0, 0, 0)
 GIVEN, PREDICTED = (31, 119, 180), (214, 39, 40)  # colours of what was given to the model and what it predicted
 
@@ -22,7 +23,7 @@ def _enlarge(frame):
 
 
 def strip(path, rows, nt_cond):
-    """Draw videos as rows of frames, with the time above and names at the left.
+    """Draw videos as rows of at most `COLUMNS` frames, evenly spaced, with the time above and names at the left.
 
     Parameters
     ----------
@@ -34,17 +35,22 @@ def strip(path, rows, nt_cond):
     """
     font = _font()
     T, (H, W) = max(map(len, rows.values())), next(iter(rows.values())).shape[1:3]
+    spacing = -(-T // COLUMNS)
+    times = range(nt_cond % spacing, T, spacing)  # the first predicted frame is always there
     w, h = W * SCALE + GAP, H * SCALE + GAP
     left = int(max(font.getlength(name) for name in rows)) + 4 * GAP
     top = 28
-    canvas = Image.new('RGB', (left + T * w, top + len(rows) * h), BACKGROUND)
+    canvas = Image.new('RGB', (left + len(times) * w, top + len(rows) * h), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    for t in range(T):
-        draw.text((left + t * w + w // 2, top // 2), f't = {t}', GIVEN if t < nt_cond else PREDICTED, font, anchor='mm')
     for i, (name, video) in enumerate(rows.items()):
         draw.text((left - 2 * GAP, top + i * h + h // 2), name, INK, font, anchor='rm')
-        for t, frame in enumerate(video, T - len(video)):
-            canvas.paste(_enlarge(frame), (left + t * w, top + i * h))
+        for j, t in enumerate(times):
+            missing = T - len(video)  # frames left out in front
+            if t >= missing:
+                canvas.paste(_enlarge(video[t - missing]), (left + j * w, top + i * h))
+    for j, t in enumerate(times):
+        colour, word = (GIVEN, 'given') if t < nt_cond else (PREDICTED, 'predicted')
+        draw.text((left + j * w + w // 2, top // 2), f't = {t} ({word})', colour, font, anchor='mm')
     with replacing(path) as tmp:
         canvas.save(tmp, 'PNG', optimize=True)
 

@@ -30,12 +30,16 @@ class NotFinite(Exception):
 
 
 class StopSignal:
-    """Note SIGINT (Ctrl-C) and SIGTERM, to be answered between two steps; a second one ends the run at once."""
+    """Context that notes SIGINT (Ctrl-C) and SIGTERM, to be answered between two steps; a second one ends the run at once."""
 
-    def __init__(self):
+    def __enter__(self):
         self.received = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self)
+        self.before = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def __call__(self, number, frame):
         self.received = number
@@ -104,7 +108,7 @@ class Trainer:
             return
         weights = self.model.state_dict()
         if not all(v.isfinite().all() for v in weights.values()):
-            raise NotFinite('a weight')
+            raise NotFinite(f'a weight after step {self.step:,}')
         save(self.folder / 'state.pt', {
             'model': weights, 'optimizer': self.optimizer.state_dict(), 'step': self.step, 'validated': self.validated,
             'score': self.score, 'best': self.best, 'sums': self.sums, 'n_summed': self.n_summed, 'random': random_state()})
@@ -122,7 +126,7 @@ class Trainer:
         losses = loss(x, self.model(x, c.seq_len), obs_scale=c.obs_scale, beta_y=c.beta_y, beta_z=c.beta_z, l2_res=c.l2_res)
         values = torch.stack(losses).tolist()
         if not all(map(math.isfinite, values)):
-            raise NotFinite('the loss')
+            raise NotFinite(f'the loss of step {self.step + 1:,}')
         self.optimizer.zero_grad()
         losses.loss.backward()
         self.optimizer.step()
@@ -137,7 +141,7 @@ class Trainer:
         self.model.eval()
         scores = []
         batches = make_loader(self.val_stream, 0, c.n_iter_test, min(c.n_workers, 1))
-        for i, batch in enumerate(tqdm(batches, 'validation', leave=False, dynamic_ncols=True)):
+        for i, batch in enumerate(tqdm(batches, 'validation', leave=False, unit='batch', dynamic_ncols=True)):
             stop.check()
             videos = range(i * c.batch_size_test, (i + 1) * c.batch_size_test)
             noise = draw_noise(self.model, c.seed, 'val', videos, c.n_samples_test, c.seq_len_test)
@@ -152,44 +156,45 @@ class Trainer:
         """Whether something done every `interval` steps, and at the end, is due."""
         return self.step > 0 and (self.step % interval == 0 or self.step == self.n_steps)
 
+    def log_terms(self, log, seconds):
+        """Write the means of the loss terms since the last line, over `seconds`."""
+        log.write(self.step, **{k: s / self.n_summed for k, s in zip(TERMS, self.sums)}, lr=learning_rate(self.step, self.config),
+                  steps_per_s=self.n_summed / seconds)
+        self.sums, self.n_summed = [0.] * len(TERMS), 0
+
     def run(self):
-        """Train to the end, or to a signal."""
+        """Train to the end, or to a signal; returns the signal's number, or None."""
         c = self.config
-        stop = StopSignal()
-        log = RunLog(self.folder, self.step)
         loader = make_loader(self.train_stream, self.step, self.n_steps, c.n_workers, self.device.type == 'cuda')
-        bar = tqdm(total=self.n_steps, initial=self.step, unit='step', dynamic_ncols=True, smoothing=0.05)
         self.model.train()
-        since = time.monotonic()
-        batches = iter(loader)
-        try:
-            while True:
-                if self.due(c.val_interval) and self.validated != self.step:
-                    self.validate(stop)
-                    log.write(self.step, val_psnr=self.score, best_psnr=self.best)
-                    since = time.monotonic()
-                if self.due(c.state_interval):
-                    self.save_state()
-                if self.step == self.n_steps:
-                    break
-                terms = self.train_step(next(batches))
-                if c.chkpt_interval and self.step % c.chkpt_interval == 0:
-                    save(self.folder / f'model_{self.step}.pt', self.model.state_dict())
-                bar.set_postfix({k: f'{terms[k]:.5g}' for k in TERMS[:4]} | {'val': f'{self.score:.2f} dB' if self.validated else '-'},
-                                refresh=False)
-                bar.update()
-                if self.due(c.log_interval):
-                    now = time.monotonic()
-                    log.write(self.step, **{k: s / self.n_summed for k, s in zip(TERMS, self.sums)},
-                              lr=learning_rate(self.step, c), steps_per_s=self.n_summed / (now - since))
-                    self.sums, self.n_summed, since = [0.] * len(TERMS), 0, now
-                stop.check()
-        except Stopped:
-            self.save_state()
-        finally:
-            bar.close()
-            log.close()
-        return stop.received
+        with StopSignal() as stop, RunLog(self.folder, self.step) as log, \
+                tqdm(total=self.n_steps, initial=self.step, unit='step', dynamic_ncols=True, smoothing=0.05) as bar:
+            batches, since = iter(loader), time.monotonic()
+            try:
+                while True:
+                    if self.due(c.val_interval) and self.validated != self.step:
+                        started = time.monotonic()
+                        self.validate(stop)
+                        log.write(self.step, val_psnr=self.score, best_psnr=self.best)
+                        since += time.monotonic() - started
+                    if self.due(c.state_interval):
+                        self.save_state()
+                    if self.step == self.n_steps:
+                        return None
+                    terms = self.train_step(next(batches))
+                    if self.due(c.log_interval):
+                        now = time.monotonic()
+                        self.log_terms(log, now - since)
+                        since = now
+                    if c.chkpt_interval and self.step % c.chkpt_interval == 0:
+                        save(self.folder / f'model_{self.step}.pt', self.model.state_dict())
+                    bar.set_postfix({k: f'{terms[k]:.5g}' for k in TERMS[:4]}
+                                    | {'val': f'{self.score:.2f} dB' if self.validated else '-'}, refresh=False)
+                    bar.update()
+                    stop.check()
+            except Stopped:
+                self.save_state()
+                return stop.received
 
 
 def prepare_folder(config):
@@ -228,7 +233,7 @@ def main(argv=None):
         received = trainer.run()
     except NotFinite as error:
         last = f'the last good state is of step {trainer.state_step:,}' if trainer.state_step else 'no state was saved'
-        print(f'error: {error} is not finite at step {trainer.step + 1:,}; {last}; a lower --lr may help', file=sys.stderr)
+        print(f'error: {error} is not finite; {last}; a lower --lr may help', file=sys.stderr)
         return 1
     if received is not None:
         print(f'stopped after step {trainer.step:,}; continue with: python train.py --resume --save_path {config.save_path}')

@@ -1,8 +1,10 @@
 """Batches as a function of (seed, step): repeatable, resumable, the same for any number of workers."""
 
+import os
 import signal
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from utils import stream_rng
@@ -52,6 +54,8 @@ def _init_worker(_):
 
 
 def make_loader(stream, start, stop, n_workers, pin_memory=False):
-    """Loader of the batches of steps `start` to `stop` - 1 of a `BatchStream`, as tensors."""
+    """Loader of the batches of steps `start` to `stop` - 1 of a `BatchStream`, as tensors; at most a worker a core."""
+    n_workers = min(n_workers, os.cpu_count() or 1)
+    # A generator of its own: else each loader would draw a number from the global one, that of the model's noise.
     return DataLoader(stream, batch_size=None, sampler=range(start, stop), num_workers=n_workers, pin_memory=pin_memory,
-                      worker_init_fn=_init_worker)
+                      worker_init_fn=_init_worker, generator=torch.Generator())

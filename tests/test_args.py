@@ -1,0 +1,152 @@
+"""Options: presets, precedence, contradictions, configurations on disk."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import train
+from args import PRESETS, config_dict, load_config, number, parse_train
+from conftest import ROOT, TINY
+from utils import UserError
+
+BASE = ['--data_dir', 'd', '--save_path', 's']
+
+# SPEC, section 9: options of the presets; what is not listed has its default
+PUBLISHED = {
+    'smmnist': dict(dataset='smmnist', ny=20, nz=20, beta_z=2, nt_cond=5, nt_inf=5, nc=1, seq_len=15, deterministic=False,
+                    lr_scheduling_burnin=1000000, lr_scheduling_n_iter=100000, archi='dcgan', skipco=False, obs_scale=1,
+                    batch_size=128, n_euler_steps=1, res_gain=1.41, val_interval=20000, seq_len_test=15, batch_size_test=16),
+    'smmnist_deterministic': dict(dataset='smmnist', ny=20, nz=20, beta_z=2, nt_cond=5, nt_inf=5, nc=1, seq_len=15,
+                                  deterministic=True, lr_scheduling_burnin=800000, lr_scheduling_n_iter=100000),
+    'kth': dict(dataset='kth', ny=50, nz=50, n_euler_steps=2, res_gain=1.2, archi='vgg', skipco=True, nt_cond=10, nt_inf=3,
+                obs_scale=0.2, batch_size=100, nc=1, seq_len=20, lr_scheduling_burnin=150000, lr_scheduling_n_iter=50000,
+                val_interval=5000, seq_len_test=30, beta_z=1),
+    'human': dict(dataset='human', ny=50, nz=50, n_euler_steps=2, res_gain=1.2, archi='vgg', skipco=True, nt_cond=8, nt_inf=3,
+                  obs_scale=0.2, batch_size=100, nc=3, seq_len=16, lr_scheduling_burnin=325000, lr_scheduling_n_iter=25000,
+                  val_interval=20000, batch_size_test=8, seq_len_test=53, subsampling=8),
+    'bair': dict(dataset='bair', ny=50, nz=50, n_euler_steps=2, archi='vgg', skipco=True, nt_cond=2, nt_inf=2, obs_scale=0.71,
+                 batch_size=192, nc=3, seq_len=12, lr_scheduling_burnin=1000000, lr_scheduling_n_iter=500000, res_gain=1.41),
+}
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_presets_are_the_published_configurations(preset):
+    config = parse_train(['--preset', preset, *BASE])
+    for key, value in PUBLISHED[preset].items():
+        assert getattr(config, key) == value, key
+    assert (config.lr, config.nf, config.nhx, config.nh_inf, config.nh_res) == (3e-4, 64, 128, 256, 512)
+
+
+@pytest.mark.parametrize('preset, parameters', [('smmnist', '10,678,284'), ('kth', '23,877,854'), ('human', '23,880,158'),
+                                                ('bair', '23,847,390')])
+def test_dry_run_prints_the_configuration_and_size_and_writes_nothing(preset, parameters, capsys, tmp_path):
+    assert train.main(['--preset', preset, '--data_dir', 'd', '--save_path', str(tmp_path / 'run'), '--dry_run', '--seed', '4']) == 0
+    out = capsys.readouterr().out
+    assert parameters + ' parameters' in out
+    assert json.loads(out[:out.rindex('}') + 1])['seed'] == 4
+    assert not (tmp_path / 'run').exists()
+
+
+def test_command_line_wins_over_file_over_preset(tmp_path):
+    file = tmp_path / 'mine.yaml'
+    file.write_text('ny: 33\nnz: 44\nskipco: true\ndevice: [0]\n')
+    config = parse_train(['--preset', 'smmnist', '--config', str(file), '--nz', '55', '--no-skipco', *BASE])
+    assert (config.ny, config.nz, config.skipco, config.device, config.nt_inf) == (33, 55, False, [0], 5)
+    file.write_text('preset: kth\nnf: 8\nsave_path: s\ndata_dir: d\n')
+    config = parse_train(['--config', str(file)])
+    assert (config.archi, config.nf, config.skipco) == ('vgg', 8, True)
+    assert parse_train(['--config', str(file), '--no-skipco']).skipco is False
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--nt_cond', '4'], '--nt_cond 4 is less than --nt_inf 5'),
+    (['--seq_len', '4'], '--seq_len 4 is less than --nt_inf 5'),
+    (['--seq_len', '1', '--nt_inf', '1'], 'at least 2 frames'),
+    (['--seq_len_test', '5'], '--seq_len_test 5 leaves no frame to predict after --nt_cond 5'),
+    (['--seq_len', '5'], r'--seq_len_test 5 leaves no frame .* \(it is --seq_len if absent\)'),
+    (['--nc', '3'], '--nc 3: frames of smmnist have 1 channels; give --nc 1'),
+    (['--nx', '32'], '--nx 32'),
+    (['--batch_size', '600000'], 'more than the 500,000 videos'),
+    (['--batch_size_test', '600000'], 'more than the 500,000 videos'),
+    (['--lr_scheduling_burnin', '0', '--lr_scheduling_n_iter', '0'], 'no step to train'),
+    (['--subsampling', '4'], '--subsampling 4 belongs to --dataset human'),
+    (['--dataset', 'kth', '--deterministic'], '--deterministic True belongs to --dataset smmnist'),
+    (['--dataset', 'kth', '--digits', 'mnist5k'], '--digits mnist5k belongs to --dataset smmnist'),
+    (['--amp_opt_lvl', 'O2'], 'need --apex_amp'),
+    (['--torch_amp', '--apex_amp'], 'not allowed with'),
+    (['--torch_amp'], 'float32 only'),
+    (['--apex_amp', '--amp_opt_lvl', 'O2'], 'float32 only'),
+    (['--device', '0', '1'], 'one device'),
+    (['--local-rank', '1'], 'one process'),
+    (['--ny', '0'], "--ny: expected a whole number of at least 1, found '0'"),
+    (['--lr', 'nan'], '--lr: expected a number greater than 0'),
+    (['--lr', 'inf'], '--lr: expected a number'),
+    (['--seed', '-1'], '--seed: expected a whole number of at least 0'),
+    (['--archi', 'resnet'], 'invalid choice'),
+    (['--n_euler_step', '2'], r'unknown option --n_euler_step; did you mean --n_euler_steps\?'),
+    (['--preset', 'mnist'], 'invalid choice'),
+    (['--resume'], 'there is no run to continue'),
+])
+def test_contradictions_and_bad_values(options, message):
+    with pytest.raises(UserError, match=message):
+        parse_train(['--preset', 'smmnist', *BASE, *options])
+
+
+def test_missing_options_and_files(tmp_path):
+    with pytest.raises(UserError, match='required: .*--ny'):
+        parse_train(BASE)
+    with pytest.raises(UserError, match='nowhere.yaml'):
+        parse_train(['--config', str(tmp_path / 'nowhere.yaml'), *BASE])
+    for text, message in (('n_f: 3', 'unknown option --n_f; did you mean --nf'), ('ny: -2', '--ny'), ('ny: [', 'yaml|YAML|parse')):
+        (tmp_path / 'bad.yaml').write_text(text)
+        with pytest.raises(UserError, match=message):
+            parse_train(['--preset', 'smmnist', '--config', str(tmp_path / 'bad.yaml'), *BASE])
+
+
+def test_number():
+    assert number(int, 1)('3') == 3 and number(float, 0)('0') == 0.
+
+
+def test_published_configuration_needs_no_more_keys(tmp_path):
+    """The keys of published `config.json` files; the rest takes its default."""
+    published = dict(archi='vgg', dataset='kth', deterministic=False, max_speed=4, n_euler_steps=2, nc=1, nf=64, nh_inf=256,
+                     nh_res=512, nhx=128, nlayers_inf=3, nlayers_res=4, nt_cond=10, nt_inf=3, ndigits=2, nx=64, ny=50, nz=50,
+                     seq_len_test=30, skipco=True)
+    (tmp_path / 'config.json').write_text(json.dumps(published))
+    config = load_config(tmp_path)
+    assert config.seq_len is None and config.digits == 'mnist' and config.subsampling == 8 and config.seq_len_test == 30
+    with pytest.raises(AttributeError):
+        config.nt_condition
+
+
+@pytest.mark.parametrize('text, message', [
+    ('{"ny": 3', 'not readable as JSON'), ('[1]', 'must hold one JSON object'), ('{"dataset": "smmnist"}', 'has no '),
+    ('{"ny": "many"}', 'ny: expected a whole number'), ('{"skipco": 1}', 'skipco: expected true or false'),
+    ('{"archi": "resnet"}', 'archi: expected one of')])
+def test_damaged_configurations(tmp_path, text, message):
+    (tmp_path / 'config.json').write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(tmp_path)
+
+
+def test_config_json_is_complete(run_dir):
+    written = json.loads((run_dir / 'config.json').read_text())
+    config = parse_train([*TINY, *BASE])
+    assert written.keys() == config_dict(config).keys()
+    assert written['seq_len_test'] == 5 and written['seed'] == 3 and written['digits'] == 'mnist5k'
+
+
+@pytest.mark.parametrize('script, options', [
+    ('train.py', ['--preset', 'smmnist', '--data_dir', 'd', '--save_path', 's', '--nt_cond', '2']), ('test.py', ['--xp_dir', 'nowhere', '--data_dir', 'd'])])
+def test_bad_input_is_one_sentence_and_exit_code_2(script, options):
+    done = subprocess.run([sys.executable, script, *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize('command', [['train.py'], ['test.py'], ['-m', 'preprocessing.mmnist.make_test_set']])
+def test_help(command):
+    done = subprocess.run([sys.executable, *command, '--help'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and 'default' in done.stdout and not done.stderr

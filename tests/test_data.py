@@ -1,0 +1,192 @@
+"""Moving MNIST: published bytes, batches as a function of (seed, step), digits, the test-set script."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from args import load_config
+from conftest import GOLDEN
+from data import load_test, mmnist
+from data.digits import load_digits
+from data.stream import BatchStream, get_fold, make_loader
+from preprocessing.mmnist import make_test_set as script
+from utils import UserError, stream_rng
+
+SETTINGS = {
+    'stochastic': dict(nt=25),
+    'deterministic': dict(nt=100, deterministic=True),
+    'three_fast': dict(nt=40, max_speed=9, n_digits=3, frame_size=48),
+}
+
+
+def sha256(array):
+    return hashlib.sha256(array.tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+def test_generator_is_the_published_one(name, digits):
+    g = np.load(GOLDEN / 'data.npz', allow_pickle=False)
+    made = mmnist.make_test_set(digits, np.zeros(40, np.uint8), **SETTINGS[name])
+    np.testing.assert_array_equal(made['latents'], g[f'{name}_latents'])
+    assert sha256(made['sequences']) == str(g[f'{name}_sha256'])
+    np.testing.assert_array_equal(made['sequences'][-1].sum((1, 2)), g[f'{name}_last_frame_sum'])
+
+
+@pytest.mark.parametrize('n', [100, 599, 43264])
+def test_folds_are_the_published_ones(n):
+    expected = np.load(GOLDEN / 'data.npz', allow_pickle=False)[f'val_ids_{n}']
+    np.testing.assert_array_equal(get_fold(n, train=False), expected)
+    np.testing.assert_array_equal(np.union1d(get_fold(n, train=True), expected), np.arange(n))
+    assert len(get_fold(n, train=True)) == int(0.95 * n)
+
+
+@pytest.mark.parametrize('deterministic, nt', [(False, 25), (True, 100)])
+def test_published_test_sets_from_the_real_mnist(deterministic, nt, tmp_path):
+    """Byte for byte; runs where $SRVP_MNIST names a folder with MNIST/raw (MNIST does not come with the code)."""
+    if 'SRVP_MNIST' not in os.environ:
+        pytest.skip('SRVP_MNIST does not name a folder with MNIST')
+    (tmp_path / 'MNIST').symlink_to(Path(os.environ['SRVP_MNIST']).resolve() / 'MNIST')
+    script.main(['--data_dir', str(tmp_path), '--seq_len', str(nt)] + ['--deterministic'] * deterministic)
+    name = mmnist.test_set_name(deterministic, 'mnist', 2, 64)
+    expected = json.loads((GOLDEN / 'official_mmnist_digests.json').read_text())[name.removesuffix('.npz')]
+    with np.load(tmp_path / name, allow_pickle=False) as arrays:
+        for key, value in expected.items():
+            array = arrays[key]
+            assert (list(array.shape), str(array.dtype), sha256(array)) == (value['shape'], value['dtype'], value['sha256']), key
+
+
+def test_names_of_test_sets():
+    assert mmnist.test_set_name(False, 'mnist', 2, 64) == 'smmnist_test_2digits_64.npz'
+    assert mmnist.test_set_name(True, 'mnist', 3, 48) == 'mmnist_test_3digits_48.npz'
+    assert mmnist.test_set_name(False, 'mnist5k', 2, 64) == 'smmnist5k_test_2digits_64.npz'
+
+
+def test_render_is_the_plain_loop(digits):
+    rng = np.random.RandomState(1)
+    latents = rng.randint(0, 37, (5, 4, 3, 4))
+    chosen = digits[rng.randint(40, size=(4, 3))]
+    plain = np.zeros((5, 4, 64, 64), np.int64)
+    for t, i, d in np.ndindex(5, 4, 3):
+        x, y = latents[t, i, d, :2]
+        plain[t, i, x:x + 28, y:y + 28] += chosen[i, d]
+    np.testing.assert_array_equal(mmnist.render(chosen, latents, 64), plain.clip(0, 255))
+
+
+def test_digits_stay_inside_and_deterministic_ones_keep_their_speed():
+    rng = np.random.RandomState(3)
+    for max_speed in (1, 4, 9, 50):
+        for deterministic in (False, True):
+            for size in (29, 48, 64):
+                path = np.array(mmnist.draw_trajectory(rng, 200, size, max_speed, deterministic))
+                assert path[:, :2].min() >= 0 and path[:, :2].max() <= size - 28
+                if deterministic:
+                    assert len(np.unique(abs(path[:, 2:]), axis=0)) == 1
+
+
+@pytest.fixture
+def source(digits):
+    return mmnist.MovingDigits(digits, 64, 4, 2, False)
+
+
+def test_batch_is_a_function_of_seed_and_step(source):
+    def batches(n_workers, start, seed=5, stream='train'):
+        torch.rand(start + 1)  # the global generator has no part in it
+        np.random.seed(start)
+        return [b.numpy() for b in make_loader(BatchStream(source, seed, stream, 3, 6), start, 8, n_workers)]
+    reference = batches(0, 0)
+    assert reference[0].shape == (6, 3, 64, 64, 1) and reference[0].dtype == np.uint8
+    assert len({sha256(b) for b in reference}) == 8
+    for other in (batches(1, 0), batches(3, 0), batches(2, 5)):
+        for expected, found in zip(reference[-len(other):], other):
+            np.testing.assert_array_equal(found, expected)
+    assert sha256(batches(0, 0, seed=6)[0]) != sha256(reference[0])
+    assert sha256(batches(0, 0, stream='val')[0]) != sha256(reference[0])
+
+
+def test_videos_do_not_depend_on_how_they_are_batched(source):
+    whole = BatchStream(source, 5, 'train', 6, 4)[0]
+    halves = [BatchStream(source, 5, 'train', 3, 4)[i] for i in (0, 1)]
+    np.testing.assert_array_equal(whole, np.concatenate(halves, 1))
+
+
+def test_loader_leaves_the_global_generator_alone(source):
+    before = torch.get_rng_state()
+    next(iter(make_loader(BatchStream(source, 5, 'train', 2, 3), 0, 1, 1)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_streams_are_independent_for_any_seed():
+    draws = {stream_rng(seed, stream, i).randint(2 ** 62) for seed in (0, 1, 2 ** 32 - 1) for stream in ('train', 'val', 'test')
+             for i in (0, 1, 2, 10 ** 9)}
+    assert len(draws) == 3 * 3 * 4
+
+
+def test_training_videos_are_those_of_a_uniform_generator(source):
+    batch = BatchStream(source, 0, 'train', 400, 1)[0][0, ..., 0] > 0
+    rows, columns = batch.any((0, 2)), batch.any((0, 1))
+    assert rows.all() and columns.all()  # digits reach every part of the frame
+    mean = batch.mean((0, 1))
+    np.testing.assert_allclose(mean, mean[::-1], atol=0.1)
+
+
+def test_mnist5k_digits_are_disjoint_and_real():
+    train, train_labels = load_digits('mnist5k', None, True)
+    test, test_labels = load_digits('mnist5k', None, False)
+    assert train.shape == (4000, 28, 28) and test.shape == (1000, 28, 28) and train.dtype == test.dtype == np.uint8
+    assert len({d.tobytes() for d in train} | {d.tobytes() for d in test}) == 5000
+    assert set(train_labels) == set(test_labels) == set(range(10))
+    assert train.max() == 255 and 20 < train.mean() < 50
+
+
+def test_mnist_is_found_in_its_folder_or_asked_for(tmp_path, monkeypatch):
+    from torchvision.datasets import MNIST
+    monkeypatch.setattr(MNIST, 'mirrors', ['http://127.0.0.1:9/'])  # no server there
+    with pytest.raises(UserError, match='MNIST/raw'):
+        load_digits('mnist', tmp_path, True)
+    raw = tmp_path / 'MNIST' / 'raw'
+    raw.mkdir(parents=True, exist_ok=True)
+    images = np.random.RandomState(0).randint(0, 256, (7, 28, 28)).astype(np.uint8)
+    for fold in ('train', 't10k'):
+        (raw / f'{fold}-images-idx3-ubyte').write_bytes(np.array([2051, 7, 28, 28], '>i4').tobytes() + images.tobytes())
+        (raw / f'{fold}-labels-idx1-ubyte').write_bytes(np.array([2049, 7], '>i4').tobytes() + bytes(range(7)))
+    found, labels = load_digits('mnist', tmp_path, True)
+    np.testing.assert_array_equal(found, images)
+    np.testing.assert_array_equal(labels, range(7))
+
+
+def test_script_writes_the_set_and_refuses_bad_options(tmp_path, data_dir):
+    with np.load(data_dir / 'smmnist5k_test_2digits_64.npz', allow_pickle=False) as arrays:
+        assert arrays['sequences'].shape == (8, 500, 64, 64)
+        assert arrays['latents'].dtype == np.int64 and arrays['latents'].shape == (8, 500, 2, 4)
+        assert len({d.tobytes() for d in arrays['digits'].reshape(1000, 28, 28)}) == 1000  # each digit once
+    with pytest.raises(UserError, match='--frame_size 20 is smaller than a digit'):
+        script.main(['--data_dir', str(tmp_path), '--seq_len', '5', '--frame_size', '20'])
+    with pytest.raises(UserError, match='--digits'):
+        script.main(['--data_dir', str(tmp_path), '--seq_len', '5', '--digits', 'mnist5k'])
+    with pytest.raises(UserError, match='1,000 test digits'):
+        script.main(['--data_dir', str(tmp_path), '--seq_len', '5', '--digits', '2000', '--digit_source', 'mnist5k'])
+
+
+def test_loading_a_test_set(data_dir, run_dir, tmp_path):
+    config = load_config(run_dir)
+    testset = load_test(config, data_dir, 6)
+    assert len(testset) == 500 and testset.videos([4, 2]).shape == (6, 2, 64, 64, 1)
+    with np.load(data_dir / 'smmnist5k_test_2digits_64.npz', allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(testset.videos(range(3, 5))[..., 0], arrays['sequences'][:6, 3:5])
+    with pytest.raises(UserError, match='videos of 8 frames, but --nt_gen 9'):
+        load_test(config, data_dir, 9)
+    with pytest.raises(UserError, match='does not exist; make it with: python -m preprocessing.mmnist.make_test_set'):
+        load_test(config, tmp_path, 6)
+    name = tmp_path / 'smmnist5k_test_2digits_64.npz'
+    for arrays in ({'sequences': np.array([{}], object)}, {'other': np.zeros(3)}, {'sequences': np.zeros((6, 2, 32, 32), np.uint8)}):
+        np.savez(name, **arrays)
+        with pytest.raises(UserError, match='make it again'):
+            load_test(config, tmp_path, 6)
+    name.write_bytes(b'PK\x03\x04 cut')
+    with pytest.raises(UserError, match='make it again'):
+        load_test(config, tmp_path, 6)

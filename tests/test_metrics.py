@@ -1,0 +1,149 @@
+"""Metrics against numbers of the published implementation and against independent ones."""
+
+import os
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import structural_similarity
+
+from conftest import GOLDEN
+from metrics import METRICS, build_metrics
+from metrics.frame import PSNR, SSIM, psnr, ssim
+from metrics.lpips import CHECKPOINT, CONVOLUTIONS, LPIPS, find_backbone, find_linear
+from utils import UserError
+
+
+@pytest.fixture(scope='module')
+def frames():
+    r = np.random.RandomState(9)
+    a = r.rand(6, 3, 64, 64)
+    b = np.clip(a + 0.1 * r.randn(6, 3, 64, 64), 0, 1)
+    return torch.from_numpy(a.astype(np.float32)), torch.from_numpy(b.astype(np.float32))
+
+
+@pytest.fixture(scope='module')
+def golden():
+    return np.load(GOLDEN / 'metrics.npz', allow_pickle=False)
+
+
+def random_backbone():
+    generator = torch.Generator().manual_seed(0)
+    backbone = {}
+    for i, (n_in, n_out, kernel, _, _), _ in CONVOLUTIONS:
+        backbone[f'features.{i}.weight'] = torch.randn(n_out, n_in, kernel, kernel, generator=generator) * (2 / (n_in * kernel ** 2)) ** .5
+        backbone[f'features.{i}.bias'] = 0.1 * torch.randn(n_out, generator=generator)
+    return backbone
+
+
+@pytest.mark.parametrize('name, function', [('psnr', psnr), ('ssim', ssim)])
+def test_golden_frame_metrics(name, function, frames, golden):
+    torch.testing.assert_close(function(*frames), torch.from_numpy(golden[name]), rtol=1e-5, atol=1e-5)
+
+
+def test_psnr_of_known_differences():
+    x = torch.zeros(2, 1, 64, 64)
+    y = x.clone()
+    y[1] = 0.1
+    assert psnr(x, y)[0].item() == float('inf')
+    assert psnr(x, y)[1].item() == pytest.approx(20, abs=1e-5)
+
+
+def test_ssim_is_that_of_skimage(frames):
+    a, b = (v[0, 0].double().numpy() for v in frames)
+    expected = structural_similarity(a, b, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    assert ssim(*frames)[0, 0].item() == pytest.approx(expected, abs=1e-5)
+    x = torch.zeros(64, 64)
+    x[10:40, 20:30] = 1  # flat regions: variances near 0
+    expected = structural_similarity(x.numpy(), x.numpy() * 0.9, data_range=1, gaussian_weights=True, sigma=1.5,
+                                     use_sample_covariance=False)
+    assert ssim(x, x * 0.9).item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize('metric, function', [(PSNR(), psnr), (SSIM(), ssim)])
+def test_video_metrics_average_frames_and_channels(metric, function):
+    x, y = torch.rand(2, 4, 3, 2, 64, 64)
+    expected = torch.stack([torch.stack([function(x[t, b, c], y[t, b, c]) for t in range(4) for c in range(2)]).mean() for b in range(3)])
+    torch.testing.assert_close(metric(x, metric.prepare(y)), expected)
+
+
+@pytest.mark.parametrize('grey', [False, True])
+def test_golden_lpips(frames, golden, grey):
+    """With the real AlexNet; runs where $SRVP_LPIPS_DIR names a folder with it (its weights do not come with the code)."""
+    if 'SRVP_LPIPS_DIR' not in os.environ:
+        pytest.skip("SRVP_LPIPS_DIR does not name a folder with torchvision's AlexNet")
+    lpips = LPIPS(find_backbone(os.environ['SRVP_LPIPS_DIR']))
+    a, b = (v[:, None, :1 if grey else 3] for v in frames)  # six frames of one video each
+    expected = torch.from_numpy(golden['lpips_alex_v01' + '_gray' * grey]).mean()
+    torch.testing.assert_close(lpips(a, lpips.prepare(b))[0], expected, rtol=1e-4, atol=1e-4)
+    found = lpips.distance(lpips.features(a[:, 0]), lpips.features(b[:, 0]))
+    torch.testing.assert_close(found, torch.from_numpy(golden['lpips_alex_v01' + '_gray' * grey]), rtol=1e-4, atol=1e-4)
+
+
+def test_lpips_is_that_of_its_authors(frames):
+    """Against the package `lpips`, on the same random backbone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # its use of torchvision is dated
+        import lpips as reference
+        theirs = reference.LPIPS(net='alex', version='0.1', pnet_rand=True, verbose=False).eval()
+    backbone = random_backbone()
+    convolutions = [m for m in theirs.net.modules() if isinstance(m, torch.nn.Conv2d)]
+    with torch.no_grad():
+        for conv, (i, _, _) in zip(convolutions, CONVOLUTIONS):
+            conv.weight.copy_(backbone[f'features.{i}.weight'])
+            conv.bias.copy_(backbone[f'features.{i}.bias'])
+        expected = theirs(*frames, normalize=True).flatten()
+    ours = LPIPS(backbone)
+    torch.testing.assert_close(ours.distance(*map(ours.features, frames)), expected, rtol=1e-5, atol=1e-6)
+    videos = [f.unflatten(0, (3, 2)) for f in frames]  # three frames of two videos
+    torch.testing.assert_close(ours(videos[0], ours.prepare(videos[1])), expected.unflatten(0, (3, 2)).mean(0), rtol=1e-5, atol=1e-6)
+    x = torch.rand(2, 1, 1, 64, 64)
+    grey = ours(x, ours.prepare(1 - x))
+    torch.testing.assert_close(grey, ours(x.repeat(1, 1, 3, 1, 1), ours.prepare(1 - x.repeat(1, 1, 3, 1, 1))))
+
+
+def test_linear_weights_come_with_the_package():
+    assert [len(w) for w in find_linear()] == [64, 192, 384, 256, 256] and all((w >= 0).all() for w in find_linear())
+
+
+def test_backbone_is_searched_in_the_folder_then_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    features, whole = random_backbone(), {**random_backbone(), 'classifier.6.bias': torch.zeros(1000)}
+    features['features.0.bias'] += 1
+    folder, cache, empty = tmp_path / 'given', tmp_path / 'torch' / 'hub' / 'checkpoints', tmp_path / 'empty'
+    for d in (folder, cache, empty):
+        d.mkdir(parents=True)
+    torch.save(features, folder / 'alexnet-features.pth')
+    torch.save(whole, cache / CHECKPOINT)
+    assert torch.equal(find_backbone(folder)['features.0.bias'], features['features.0.bias'])
+    for lpips_dir in (None, empty):
+        assert torch.equal(find_backbone(lpips_dir)['features.0.bias'], whole['features.0.bias'])
+    assert set(build_metrics(['lpips', 'psnr'], folder, 'cpu')) == {'psnr', 'lpips'}
+
+
+def test_backbone_errors(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    with pytest.raises(UserError, match='is not a folder'):
+        find_backbone(tmp_path / 'nowhere')
+    (tmp_path / CHECKPOINT).write_bytes(b'not a checkpoint')
+    with pytest.raises(UserError, match='cannot|can be read safely'):
+        find_backbone(tmp_path)
+    torch.save({'features.0.weight': torch.zeros(64, 3, 3, 3)}, tmp_path / CHECKPOINT)
+    with pytest.raises(UserError, match="does not hold the convolutions of torchvision's AlexNet"):
+        find_backbone(tmp_path)
+
+
+def test_backbone_nowhere_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+
+    def offline(*args, **kwargs):
+        raise OSError('no network')
+    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', offline)
+    with pytest.raises(UserError, match=f'put {CHECKPOINT} from https://.* --metrics psnr ssim'):
+        find_backbone()
+
+
+def test_metric_table():
+    assert list(METRICS) == ['psnr', 'ssim', 'lpips']
+    assert [m.higher_is_better for m in METRICS.values()] == [True, True, False]
