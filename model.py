@@ -254,10 +254,11 @@ class SRVP(nn.Module):
 
 def build_model(config):
     """SRVP model of a configuration (see `args.py`), freshly initialised, on the CPU."""
-    return SRVP(nx=config.nx, nc=config.nc, nf=config.nf, archi=config.archi, skipco=config.skipco, nhx=config.nhx,
-                ny=config.ny, nz=config.nz, nt_inf=config.nt_inf, nh_inf=config.nh_inf, nlayers_inf=config.nlayers_inf,
-                nh_res=config.nh_res, nlayers_res=config.nlayers_res, n_euler_steps=config.n_euler_steps,
-                res_gain=config.res_gain)
+    model = SRVP(nx=config.nx, nc=config.nc, nf=config.nf, archi=config.archi, skipco=config.skipco, nhx=config.nhx,
+                 ny=config.ny, nz=config.nz, nt_inf=config.nt_inf, nh_inf=config.nh_inf, nlayers_inf=config.nlayers_inf,
+                 nh_res=config.nh_res, nlayers_res=config.nlayers_res, n_euler_steps=config.n_euler_steps,
+                 res_gain=config.res_gain)
+    return model.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in, on CPUs and GPUs
 
 
 def gaussian_nll(x, mean, std):
