@@ -57,8 +57,8 @@ def get_model(args, config, device):
 
 def evaluate(model, testset, scorers, args, device):
     """Scores (N,) by metric and videos uint8 (N, T, H, W, C) by name, over the test set."""
-    scores, videos = defaultdict(list), defaultdict(list)
-    n = len(testset) if args.n_videos is None else args.n_videos
+    scores, videos = defaultdict(list), {}
+    n = args.n_videos or len(testset)
     with tqdm(total=n * args.n_samples, unit='sample', dynamic_ncols=True) as bar:
         for start in range(0, n, args.batch_size):
             indices = range(start, min(start + args.batch_size, n))
@@ -73,16 +73,20 @@ def evaluate(model, testset, scorers, args, device):
             for name, score in batch_scores.items():
                 scores[name].append(score.cpu().numpy())
             for name, video in frames.items():
-                videos[name].append(video.permute(1, 0, 3, 4, 2).cpu().numpy())
+                video = video.permute(1, 0, 3, 4, 2).cpu().numpy()  # (B, T, H, W, C)
+                if name not in videos:
+                    videos[name] = np.empty((n, *video.shape[1:]), np.uint8)
+                videos[name][indices] = video
             if any(np.isnan(s[-1]).any() for s in scores.values()):
                 raise UserError(f'{args.model_name} predicts frames that are not numbers; the weights are damaged, take another checkpoint')
             bar.set_postfix({k: f'{np.concatenate(s).mean():.4f}' for k, s in scores.items()})
-    return tuple({k: np.concatenate(v) for k, v in d.items()} for d in (scores, videos))
+    return {k: np.concatenate(v) for k, v in scores.items()}, videos
 
 
 def summary(scores):
     """Mean over videos and half-width of its 95% interval, 1.96·std/√N."""
-    return {name: {'mean': float(s.mean()), 'ci95': float(1.96 * s.std() / math.sqrt(len(s)))} for name, s in scores.items()}
+    with np.errstate(invalid='ignore'):  # the PSNR of a perfect prediction is infinite
+        return {name: {'mean': float(s.mean()), 'ci95': float(1.96 * s.std() / math.sqrt(len(s)))} for name, s in scores.items()}
 
 
 def draw_pictures(folder, testset, videos, metric, args):
@@ -126,7 +130,9 @@ def main(argv=None):
     for name, samples in videos.items():
         write_npz(out_dir / f'{name}.npz', samples=samples)
     files = draw_pictures(out_dir / 'pictures', testset, videos, args.metrics[0], args)
-    result = {'scores': summary(scores), 'protocol': {
+    table = summary(scores)
+    finite = {name: {k: v if math.isfinite(v) else None for k, v in score.items()} for name, score in table.items()}
+    result = {'scores': finite, 'protocol': {
         'dataset': config.dataset, 'clips': len(videos['cond_rec']), 'conditioning_frames': args.nt_cond,
         'predicted_frames': args.nt_gen - args.nt_cond, 'samples': args.n_samples, 'n_euler_steps': args.n_euler_steps,
         'seed': args.test_seed, 'lpips_version': metrics.lpips.VERSION if 'lpips' in scorers else None,
@@ -135,7 +141,7 @@ def main(argv=None):
         result['protocol'] |= {k: getattr(config, k) for k in ('digits', 'ndigits', 'max_speed', 'deterministic')}
     write_json(out_dir / 'results.json', result)
 
-    for name, score in result['scores'].items():
+    for name, score in table.items():
         metric = metrics.METRICS[name]
         print(f'{name.upper():>5} {score["mean"]:.{metric.digits}f} ± {score["ci95"]:.{metric.digits}f} {metric.unit}')
     print(f'results in {out_dir}: results.json, results.npz, {", ".join(f"{k}.npz" for k in sorted(videos))}')

@@ -101,6 +101,8 @@ class Trainer:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f'--resume: {path} is not a state of this run ({error}); it cannot be continued') from None
         self.state_step = self.step
+        for tmp in self.folder.glob('.*.tmp'):
+            tmp.unlink()  # what a run that was killed while saving left behind
 
     def save_state(self):
         """Save all that a continued run needs, and the weights by themselves as `model.pt`."""

@@ -16,12 +16,15 @@ class UserError(Exception):
 
 
 def run_script(main):
-    """Run the `main` of a script; a `UserError` becomes its sentence on stderr and exit code 2."""
+    """Run the `main` of a script; a `UserError` becomes its sentence on stderr and exit code 2, Ctrl-C exit code 130."""
     try:
         sys.exit(main())
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
 
 
 # Files
@@ -39,9 +42,9 @@ def replacing(path):
 
 
 def write_json(path, value):
-    """Write `value` as indented JSON."""
+    """Write `value` as indented JSON. Numbers must be finite: JSON has no others."""
     with replacing(path) as tmp:
-        tmp.write_text(json.dumps(value, indent=2) + '\n')
+        tmp.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n')
 
 
 def read_json(path):

@@ -11,9 +11,9 @@ def _mnist(data_dir, train):
     from torchvision.datasets import MNIST
     try:
         digits = MNIST(data_dir, train=train, download=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f'MNIST is not in {data_dir} and could not be downloaded ({error}); unpack the four files '
-                        f'(train-images-idx3-ubyte, …) into {data_dir}/MNIST/raw') from None
+    except Exception as error:  # no network, no space, a damaged file: torchvision raises several kinds
+        raise UserError(f'MNIST can be neither read from {data_dir}/MNIST/raw nor downloaded to there ({error}); '
+                        'put the four unpacked files, train-images-idx3-ubyte and so on, in that folder') from None
     return digits.data.numpy(), digits.targets.numpy().astype(np.uint8)
 
 

@@ -12,6 +12,7 @@ from utils import UserError, load
 
 VERSION = '0.1'
 CHECKPOINT = 'alexnet-owt-7be5be79.pth'  # torchvision's name for the backbone
+URL = f'https://download.pytorch.org/models/{CHECKPOINT}'
 
 # AlexNet's convolutions: torchvision's index, (in, out, kernel, stride, padding); a max-pool stands before some.
 CONVOLUTIONS = [(0, (3, 64, 11, 4, 2), False), (3, (64, 192, 5, 1, 2), True), (6, (192, 384, 3, 1, 1), True),
@@ -36,14 +37,12 @@ def find_backbone(lpips_dir=None):
     cached = Path(torch.hub.get_dir()) / 'checkpoints' / CHECKPOINT
     if cached.is_file():
         return _check_backbone(load(cached), cached)
-    from torchvision.models import AlexNet_Weights
-    url = AlexNet_Weights.IMAGENET1K_V1.url
     try:
-        return torch.hub.load_state_dict_from_url(url, map_location='cpu', check_hash=True, weights_only=True)
+        return torch.hub.load_state_dict_from_url(URL, map_location='cpu', check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
         where = f'neither in {lpips_dir} nor' if lpips_dir is not None else 'not'
         raise UserError(f"LPIPS needs torchvision's AlexNet, which is {where} in {cached.parent}, and downloading it failed "
-                        f'({error}); put {CHECKPOINT} from {url} in a folder and name it by --lpips_dir, '
+                        f'({error}); put {CHECKPOINT} from {URL} in a folder and name it by --lpips_dir, '
                         'or do without by --metrics psnr ssim') from None
 
 

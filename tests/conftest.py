@@ -1,4 +1,7 @@
+import functools
+import http.server
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +44,18 @@ def run_dir(tmp_path_factory, data_dir):
 def digits():
     """The digits of the golden files' recipe."""
     return np.random.RandomState(0).randint(0, 256, (40, 28, 28)).astype(np.uint8)
+
+
+@pytest.fixture
+def server(tmp_path):
+    """HTTP server on this machine: its folder and address."""
+    folder = tmp_path / 'served'
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Handler, directory=folder)) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield folder, f'http://127.0.0.1:{httpd.server_port}/'
+        httpd.shutdown()

@@ -1,5 +1,6 @@
 """Moving MNIST: published bytes, batches as a function of (seed, step), digits, the test-set script."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchvision.datasets import MNIST
 
 from args import load_config
 from conftest import GOLDEN
@@ -143,20 +145,44 @@ def test_mnist5k_digits_are_disjoint_and_real():
     assert train.max() == 255 and 20 < train.mean() < 50
 
 
-def test_mnist_is_found_in_its_folder_or_asked_for(tmp_path, monkeypatch):
-    from torchvision.datasets import MNIST
-    monkeypatch.setattr(MNIST, 'mirrors', ['http://127.0.0.1:9/'])  # no server there
-    with pytest.raises(UserError, match='MNIST/raw'):
-        load_digits('mnist', tmp_path, True)
-    raw = tmp_path / 'MNIST' / 'raw'
-    raw.mkdir(parents=True, exist_ok=True)
+def idx_files():
+    """Seven random digits in MNIST's file format: contents by name, and the digits."""
     images = np.random.RandomState(0).randint(0, 256, (7, 28, 28)).astype(np.uint8)
+    files = {}
     for fold in ('train', 't10k'):
-        (raw / f'{fold}-images-idx3-ubyte').write_bytes(np.array([2051, 7, 28, 28], '>i4').tobytes() + images.tobytes())
-        (raw / f'{fold}-labels-idx1-ubyte').write_bytes(np.array([2049, 7], '>i4').tobytes() + bytes(range(7)))
+        files[f'{fold}-images-idx3-ubyte'] = np.array([2051, 7, 28, 28], '>i4').tobytes() + images.tobytes()
+        files[f'{fold}-labels-idx1-ubyte'] = np.array([2049, 7], '>i4').tobytes() + bytes(range(7))
+    return files, images
+
+
+def test_mnist_is_found_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(MNIST, 'mirrors', ['http://127.0.0.1:9/'])  # no server there
+    raw = tmp_path / 'MNIST' / 'raw'
+    with pytest.raises(UserError, match='MNIST can be neither read from .*MNIST/raw nor downloaded'):
+        load_digits('mnist', tmp_path, True)
+    raw.mkdir(parents=True, exist_ok=True)
+    files, images = idx_files()
+    for name, content in files.items():
+        (raw / name).write_bytes(content)
     found, labels = load_digits('mnist', tmp_path, True)
     np.testing.assert_array_equal(found, images)
     np.testing.assert_array_equal(labels, range(7))
+    (raw / 'train-images-idx3-ubyte').write_bytes(b'cut')
+    with pytest.raises(UserError, match='MNIST can be neither read from'):
+        load_digits('mnist', tmp_path, True)
+
+
+def test_mnist_is_downloaded_when_missing(tmp_path, monkeypatch, server):
+    folder, address = server
+    files, images = idx_files()
+    resources = []
+    for name, content in files.items():
+        (folder / f'{name}.gz').write_bytes(gzip.compress(content))
+        resources.append((f'{name}.gz', hashlib.md5((folder / f'{name}.gz').read_bytes()).hexdigest()))
+    monkeypatch.setattr(MNIST, 'mirrors', [address])
+    monkeypatch.setattr(MNIST, 'resources', resources)
+    np.testing.assert_array_equal(load_digits('mnist', tmp_path, False)[0], images)
+    assert (tmp_path / 'MNIST' / 'raw' / 't10k-images-idx3-ubyte').exists()
 
 
 def test_script_writes_the_set_and_refuses_bad_options(tmp_path, data_dir):

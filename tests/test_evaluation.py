@@ -129,6 +129,17 @@ def test_last_frame_baseline(run_dir, data_dir, tmp_path):
     assert (protocol['baseline'], protocol['samples'], protocol['checkpoint']) == ('last_frame', 1, None)
 
 
+def test_perfect_prediction_has_an_infinite_psnr(run_dir, data_dir, tmp_path, capsys):
+    with np.load(data_dir / 'smmnist5k_test_2digits_64.npz', allow_pickle=False) as f:
+        still = np.repeat(f['sequences'][:1], 8, 0)
+    np.savez_compressed(tmp_path / 'smmnist5k_test_2digits_64.npz', sequences=still)
+    found = evaluate(run_dir, tmp_path, tmp_path / 'out', '--baseline', 'last_frame')
+    assert np.isposinf(found['psnr']).all() and np.allclose(found['ssim'], 1)
+    assert 'PSNR inf ± nan dB' in capsys.readouterr().out
+    scores = json.loads((tmp_path / 'out' / 'results.json').read_text(), parse_constant=pytest.fail)['scores']
+    assert scores['psnr'] == {'mean': None, 'ci95': None} and scores['ssim']['mean'] == pytest.approx(1)
+
+
 def test_untrained_baseline_is_another_model_in_another_folder(run_dir, data_dir, out_dir):
     evaluation.main(['--xp_dir', str(run_dir), '--data_dir', str(data_dir), '--metrics', 'psnr', *OPTIONS, '--baseline', 'untrained'])
     config = load_config(run_dir)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
+import metrics.lpips
 from conftest import GOLDEN
 from metrics import METRICS, build_metrics
 from metrics.frame import PSNR, SSIM, psnr, ssim
 from metrics.lpips import CHECKPOINT, CONVOLUTIONS, LPIPS, find_backbone, find_linear
-from utils import UserError
+from utils import UserError, sha256
 
 
 @pytest.fixture(scope='module')
@@ -134,13 +135,24 @@ def test_backbone_errors(tmp_path, monkeypatch):
         find_backbone(tmp_path)
 
 
+def test_backbone_is_downloaded_and_its_hash_checked(tmp_path, monkeypatch, server):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    folder, address = server
+    torch.save(random_backbone(), folder / 'weights')
+    for digest in ('00000000', sha256(folder / 'weights')[:8]):
+        (folder / f'alexnet-owt-{digest}.pth').write_bytes((folder / 'weights').read_bytes())
+        monkeypatch.setattr(metrics.lpips, 'URL', f'{address}alexnet-owt-{digest}.pth')
+        if digest == '00000000':
+            with pytest.raises(UserError, match='invalid hash'):
+                find_backbone()
+        else:
+            assert torch.equal(find_backbone()['features.3.bias'], random_backbone()['features.3.bias'])
+
+
 def test_backbone_nowhere_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-
-    def offline(*args, **kwargs):
-        raise OSError('no network')
-    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', offline)
-    with pytest.raises(UserError, match=f'put {CHECKPOINT} from https://.* --metrics psnr ssim'):
+    monkeypatch.setattr(metrics.lpips, 'URL', f'http://127.0.0.1:9/{CHECKPOINT}')  # no server there
+    with pytest.raises(UserError, match=f'put {CHECKPOINT} from http://.* --metrics psnr ssim'):
         find_backbone()
 
 

@@ -124,6 +124,7 @@ def test_killed_run_resumes_bit_for_bit(unbroken, tmp_path):
     stopped_at = load(folder / 'state.pt')['step']
     assert 20 <= stopped_at < 80 and stopped_at % 4 == 0
     assert train.main(['--resume', '--save_path', str(folder)]) == 0
+    assert not list(folder.glob('.*.tmp'))
     assert_same_end(folder, unbroken)
 
 

@@ -1,0 +1,34 @@
+# make test    all tests
+# make demo    train a small model on bundled digits, evaluate it, write pictures
+# make clean   remove what these two made
+
+PYTHON ?= python3
+VENV = .venv
+RUN = runs/demo
+DATA = runs/demo_data
+IN_VENV = $(VENV)/bin/python
+
+.PHONY: test demo clean
+
+test: $(VENV)/installed
+	$(IN_VENV) -m pytest -q tests
+
+# An interrupted demo goes on where it was.
+demo: $(VENV)/installed
+	@test -f $(RUN)/state.pt || rm -rf $(RUN)
+	@mkdir -p $(DATA)
+	test -f $(DATA)/smmnist5k_test_2digits_64.npz || \
+		$(IN_VENV) -m preprocessing.mmnist.make_test_set --data_dir $(DATA) --digit_source mnist5k --seq_len 20
+	@if test -f $(RUN)/state.pt; then set -x; $(IN_VENV) train.py --resume --save_path $(RUN); \
+	else set -x; $(IN_VENV) train.py --config configs/demo.yaml --data_dir $(DATA) --save_path $(RUN); fi
+	$(IN_VENV) test.py --xp_dir $(RUN) --data_dir $(DATA) --nt_gen 20 --n_samples 20 --n_videos 50 --metrics psnr ssim
+
+$(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo 'Python 3.10 or newer is needed; name one by make PYTHON=python3.12'; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(IN_VENV) -m pip install --quiet -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(RUN) $(DATA)
