@@ -7,6 +7,7 @@ A training configuration is resolved once: defaults < preset < `--config` file <
 import argparse
 import difflib
 import re
+import sys
 from pathlib import Path
 
 import configargparse
@@ -299,7 +300,10 @@ def load_config(xp_dir):
     """
     parser = train_parser()
     path = Path(xp_dir) / 'config.json'
-    values = check_values(read_json(path), parser, path)
+    found = read_json(path)
+    values = check_values(found, parser, path)
+    if unknown := sorted(found.keys() - values.keys()):
+        print(f'note: {path}: unknown keys left aside: {", ".join(unknown)}', file=sys.stderr)
     config = argparse.Namespace(**{a.dest: a.default for a in parser._actions if a.dest not in TRANSIENT | {'help'}})
     vars(config).update(values)
     for action in parser._actions:

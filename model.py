@@ -173,10 +173,9 @@ class SRVP(nn.Module):
             for _ in range(n):
                 res.append(self.dynamics(torch.cat([ys[-1], zs[t]], -1)) / n)
                 ys.append(ys[-1] + res[-1])
-        none = y_0.new_zeros(0, *y_0.shape[:-1])
-        return (torch.stack(ys),
-                torch.stack(zs) if zs else none[..., None].expand(*none.shape, self.nz),
-                torch.stack(res) if res else none[..., None].expand(*none.shape, self.ny))
+        # the shapes of z and res hold for a single frame too, which has none of them
+        z = torch.stack(zs) if zs else y_0.new_zeros(0, *y_0.shape[:-1], self.nz)
+        return torch.stack(ys), z, torch.stack(res) if res else y_0.new_zeros(0, *y_0.shape)
 
     def decode(self, w, y, skips=None):
         """Frames (T, B, nc, 64, 64) of states y (T, B, ny), content w (B, nh_inf) and skip connections."""

@@ -65,12 +65,12 @@ class Trainer:
     config : argparse.Namespace
         Resolved configuration.
     sources : pair of sources of training and validation videos (see `data`)
+    device : torch.device
     """
 
-    def __init__(self, config, sources):
-        self.config = config
+    def __init__(self, config, sources, device):
+        self.config, self.device = config, device
         self.folder = Path(config.save_path)
-        self.device = get_device(config.device[0] if config.device else None)
         self.n_steps = config.lr_scheduling_burnin + config.lr_scheduling_n_iter
         self.train_stream = BatchStream(sources[0], config.seed, 'train', config.batch_size, config.seq_len)
         self.val_stream = BatchStream(sources[1], config.seed, 'val', config.batch_size_test, config.seq_len_test)
@@ -199,6 +199,10 @@ class Trainer:
                 return stop.received
 
 
+def n_parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
 def prepare_folder(config):
     """Create the folder of a new run and write `config.json` there; never over another run."""
     folder = Path(config.save_path)
@@ -220,16 +224,16 @@ def main(argv=None):
         config.seed = secrets.randbelow(2 ** 32)
     if config.dry_run:
         print(json.dumps(config_dict(config), indent=2))
-        print(f'{sum(p.numel() for p in build_model(config).parameters()):,} parameters; nothing was written (--dry_run)')
+        print(f'{n_parameters(build_model(config)):,} parameters; nothing was written (--dry_run)')
         return 0
-    get_device(config.device[0] if config.device else None)  # an error of the device comes before the data are touched
+    device = get_device(config.device[0] if config.device else None)
     sources = load_train(config)
     prepare_folder(config)
-    trainer = Trainer(config, sources)
+    trainer = Trainer(config, sources, device)
     if trainer.step >= trainer.n_steps:
         print(f'the run in {config.save_path} is complete: {trainer.step:,} steps')
         return 0
-    print(f'training on {describe(trainer.device)}: {sum(p.numel() for p in trainer.model.parameters()):,} parameters, steps '
+    print(f'training on {describe(device)}: {n_parameters(trainer.model):,} parameters, steps '
           f'{trainer.step + 1:,} to {trainer.n_steps:,}, seed {config.seed}, files in {config.save_path}', flush=True)
     try:
         received = trainer.run()

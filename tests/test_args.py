@@ -121,6 +121,15 @@ def test_published_configuration_needs_no_more_keys(tmp_path):
         config.nt_condition
 
 
+def test_unknown_keys_are_named(run_dir, tmp_path, capsys):
+    config = json.loads((run_dir / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps({**config, 'n_f': 3}))
+    load_config(tmp_path)
+    assert 'unknown keys left aside: n_f' in capsys.readouterr().err
+    load_config(run_dir)
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize('text, message', [
     ('{"ny": 3', 'not readable as JSON'), ('[1]', 'must hold one JSON object'), ('{"dataset": "smmnist"}', 'has no '),
     ('{"ny": "many"}', 'ny: expected a whole number'), ('{"skipco": 1}', 'skipco: expected true or false'),

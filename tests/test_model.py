@@ -101,6 +101,20 @@ def test_predict_is_forward_with_samples_as_an_axis(case):
             torch.testing.assert_close(y[t, s], plain, rtol=1e-5, atol=1e-5)
 
 
+def test_one_given_frame_and_one_generated():
+    config = dict(nx=64, nc=1, nf=2, archi='dcgan', skipco=True, nhx=4, ny=3, nz=2, nt_inf=1, nh_inf=4, nlayers_inf=1, nh_res=4,
+                  nlayers_res=1, n_euler_steps=2, res_gain=1.)
+    model = build_model(SimpleNamespace(**config)).eval()
+    x = torch.rand(1, 2, 1, 64, 64)
+    out = model(x, 1)
+    assert [tuple(v.shape) for v in (out.x_, out.y, out.z, out.q_z_params, out.p_z_params, out.res)] \
+        == [(1, 2, 1, 64, 64), (1, 2, 3), (0, 2, 2), (0, 2, 4), (0, 2, 4), (0, 2, 3)]
+    assert loss(x, out, obs_scale=1, beta_y=1, beta_z=1, l2_res=1).kl_z == 0
+    y_given, y = model.predict(model.condition(x), 3, model.draw_noise(4, (5, 2)))
+    assert y_given.shape == (1, 5, 2, 3) and y.shape == (3, 5, 2, 3)
+    assert model(x, 4, between=True).x_.shape[0] == 7
+
+
 def test_three_training_steps_are_the_published_ones():
     g, model, opt, config = golden('train_dcgan', seed=12)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
