@@ -15,7 +15,8 @@ from data import load_test
 from metrics import build_metrics
 from model import build_model
 from sampling import Futures, LastFrame, draw_noise, evaluate_batch
-from utils import (UserError, describe, get_device, load_weights, run_script, sha256, to_video, write_json, write_npz)
+from utils import (UserError, describe, get_device, load_weights, make_folder, run_script, sha256, to_video, write_json,
+                   write_npz)
 
 
 def resolve(argv=None):
@@ -113,11 +114,7 @@ def main(argv=None):
     testset = load_test(config, args.data_dir, args.nt_gen)
     if args.n_videos is not None and args.n_videos > len(testset):
         raise UserError(f'--n_videos {args.n_videos}: the test set has {len(testset)}; give at most as many')
-    out_dir = Path(args.out_dir)
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'--out_dir {out_dir} cannot be created ({error.strerror}); give another folder') from None
+    out_dir = make_folder(args.out_dir, '--out_dir')
 
     print(f'evaluating {args.baseline or args.model_name} on {describe(device)}: {args.n_videos or len(testset)} videos of '
           f'{config.dataset}, {args.nt_cond} frames given, {args.nt_gen - args.nt_cond} predicted, {args.n_samples} samples, '

@@ -17,8 +17,8 @@ from data.stream import BatchStream, make_loader
 from log import TERMS, RunLog
 from model import build_model, loss
 from sampling import draw_noise, validation_psnr
-from utils import (UserError, describe, get_device, load, random_state, run_script, save, set_random_state, to_video,
-                   write_json)
+from utils import (UserError, describe, get_device, load, make_folder, random_state, run_script, save, set_random_state,
+                   to_video, write_json)
 
 
 class Stopped(Exception):
@@ -205,14 +205,13 @@ def n_parameters(model):
 
 def prepare_folder(config):
     """Create the folder of a new run and write `config.json` there; never over another run."""
-    folder = Path(config.save_path)
     if config.resume:
         return
+    folder = make_folder(config.save_path, '--save_path')
+    for name in ('config.json', 'state.pt', 'model.pt'):
+        if (folder / name).exists():
+            raise UserError(f'--save_path {folder} holds another run ({name}); continue it by --resume, or give another folder')
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ('config.json', 'state.pt', 'model.pt'):
-            if (folder / name).exists():
-                raise UserError(f'--save_path {folder} holds another run ({name}); continue it by --resume, or give another folder')
         write_json(folder / 'config.json', config_dict(config))
     except OSError as error:
         raise UserError(f'--save_path {folder} cannot be written ({error.strerror}); give another folder') from None
@@ -230,7 +229,7 @@ def main(argv=None):
     sources = load_train(config)
     prepare_folder(config)
     trainer = Trainer(config, sources, device)
-    if trainer.step >= trainer.n_steps:
+    if trainer.step == trainer.validated == trainer.n_steps:
         print(f'the run in {config.save_path} is complete: {trainer.step:,} steps')
         return 0
     print(f'training on {describe(device)}: {n_parameters(trainer.model):,} parameters, steps '

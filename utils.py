@@ -41,6 +41,15 @@ def replacing(path):
         tmp.unlink(missing_ok=True)
 
 
+def make_folder(path, option):
+    """Create the folder that `option` names, if it is not there, and return its path."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'{option} {path} cannot be created ({error.strerror}); give another folder') from None
+    return Path(path)
+
+
 def write_json(path, value):
     """Write `value` as indented JSON. Numbers must be finite: JSON has no others."""
     with replacing(path) as tmp:

@@ -1,7 +1,6 @@
 """Datasets. Training ones draw the videos of any step, test ones hold fixed videos; frames are uint8 on disk and in workers."""
 
 from data import mmnist
-from data.stream import BatchStream, make_loader
 from utils import UserError
 
 # What the scripts know of each dataset before its data are touched.
@@ -15,7 +14,7 @@ def _check(config):
 
 
 def load_train(config):
-    """Training and validation folds of the dataset of `config`, as sources for a `BatchStream`."""
+    """Training and validation folds of the dataset of `config`, as sources for a `data.stream.BatchStream`."""
     _check(config)
     return mmnist.load_folds(config)
 

@@ -142,19 +142,23 @@ def test_signalled_run_saves_its_state_and_resumes_bit_for_bit(number, code, unb
     assert_same_end(folder, unbroken)
 
 
-def test_run_stopped_during_validation_repeats_it(unbroken, tmp_path, monkeypatch):
+@pytest.mark.parametrize('step', [10, 80])  # the first validation and that at the end
+def test_run_stopped_during_validation_repeats_it(step, unbroken, tmp_path, monkeypatch):
     folder = tmp_path / 'run'
     validate = train.validation_psnr
+    calls = []
 
     def interrupted(*args):
-        os.kill(os.getpid(), signal.SIGTERM)
+        calls.append(args)
+        if len(calls) == 2 * step // 10 - 1:  # first of the two batches
+            os.kill(os.getpid(), signal.SIGTERM)
         return validate(*args)
     handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(train, 'validation_psnr', interrupted)
     assert train.main(options(folder)) == 143
     assert signal.getsignal(signal.SIGTERM) == handler
     state = load(folder / 'state.pt')
-    assert state['step'] == 10 and state['validated'] == 0
+    assert state['step'] == step and state['validated'] == step - 10
     monkeypatch.setattr(train, 'validation_psnr', validate)
     assert train.main(['--resume', '--save_path', str(folder)]) == 0
     assert_same_end(folder, unbroken)
@@ -242,7 +246,7 @@ def test_errors_come_before_files(tmp_path):
         train.main(['--preset', 'kth', '--data_dir', str(tmp_path), '--save_path', str(folder)])
     assert not folder.exists()
     (tmp_path / 'file').write_text('')
-    with pytest.raises(UserError, match='cannot be written'):
+    with pytest.raises(UserError, match='cannot be created'):
         train.main(options(tmp_path / 'file' / 'run'))
 
 

@@ -1,14 +1,13 @@
 """Make a test set of (Stochastic) Moving MNIST: `python -m preprocessing.mmnist.make_test_set --data_dir DIR --seq_len 25`."""
 
 import argparse
-from pathlib import Path
 
 from tqdm import tqdm
 
 from args import Parser, count, seed
 from data.digits import SIZE, SOURCES, load_digits
 from data.mmnist import make_test_set, test_set_name
-from utils import UserError, run_script, write_npz
+from utils import UserError, make_folder, run_script, write_npz
 
 
 def get_parser():
@@ -31,11 +30,7 @@ def main(argv=None):
     args = get_parser().parse_args(argv)
     if args.frame_size < SIZE:
         raise UserError(f'--frame_size {args.frame_size} is smaller than a digit; give at least {SIZE}')
-    folder = Path(args.data_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'--data_dir {folder} cannot be created ({error.strerror}); give another folder') from None
+    folder = make_folder(args.data_dir, '--data_dir')
     images, labels = load_digits(args.digit_source, folder, train=False)
     if args.digits > len(images):
         raise UserError(f'--digits {args.digits}: there are {len(images):,} test digits only')
