@@ -81,7 +81,7 @@ class Trainer:
         self.validated = 0          # step of the last validation
         self.score = self.best = -math.inf
         self.sums, self.n_summed = [0.] * len(TERMS), 0  # loss terms since the last line of the log
-        self.state_step = None      # step of the last state on disk
+        self.saved = None           # (step, validated) of the last state on disk
         if config.resume:
             self.restore()
 
@@ -100,13 +100,13 @@ class Trainer:
             set_random_state(state['random'])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f'--resume: {path} is not a state of this run ({error}); it cannot be continued') from None
-        self.state_step = self.step
+        self.saved = self.step, self.validated
         for tmp in self.folder.glob('.*.tmp'):
             tmp.unlink()  # what a run that was killed while saving left behind
 
     def save_state(self):
         """Save all that a continued run needs, and the weights by themselves as `model.pt`."""
-        if self.state_step == self.step:
+        if self.saved == (self.step, self.validated):
             return
         weights = self.model.state_dict()
         if not all(v.isfinite().all() for v in weights.values()):
@@ -115,7 +115,7 @@ class Trainer:
             'model': weights, 'optimizer': self.optimizer.state_dict(), 'step': self.step, 'validated': self.validated,
             'score': self.score, 'best': self.best, 'sums': self.sums, 'n_summed': self.n_summed, 'random': random_state()})
         save(self.folder / 'model.pt', weights)
-        self.state_step = self.step
+        self.saved = self.step, self.validated
 
     # Steps
 
@@ -237,7 +237,7 @@ def main(argv=None):
     try:
         received = trainer.run()
     except NotFinite as error:
-        last = f'the last good state is of step {trainer.state_step:,}' if trainer.state_step else 'no state was saved'
+        last = f'the last good state is of step {trainer.saved[0]:,}' if trainer.saved else 'no state was saved'
         print(f'error: {error} is not finite; {last}; a lower --lr may help', file=sys.stderr)
         return 1
     if received is not None:
