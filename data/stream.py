@@ -55,7 +55,8 @@ def _init_worker(_):
 
 def make_loader(stream, start, stop, n_workers, pin_memory=False):
     """Loader of the batches of steps `start` to `stop` - 1 of a `BatchStream`, as tensors; at most a worker a core."""
-    n_workers = min(n_workers, os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    n_workers = min(n_workers, cores)
     # A generator of its own: else each loader would draw a number from the global one, that of the model's noise.
     return DataLoader(stream, batch_size=None, sampler=range(start, stop), num_workers=n_workers, pin_memory=pin_memory,
                       worker_init_fn=_init_worker, generator=torch.Generator())
