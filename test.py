@@ -12,11 +12,11 @@ import metrics.lpips
 import pictures
 from args import load_config, test_parser
 from data import load_test
+from files import UserError, make_folder, run_script, sha256, write_json, write_npz
 from metrics import build_metrics
 from model import build_model
 from sampling import Futures, LastFrame, draw_noise, evaluate_batch
-from utils import (UserError, describe, get_device, load_weights, make_folder, run_script, sha256, to_video, write_json,
-                   write_npz)
+from utils import describe, get_device, load_weights, to_video
 
 
 def resolve(argv=None):

@@ -14,11 +14,11 @@ from tqdm import tqdm
 from args import config_dict, parse_train
 from data import load_train
 from data.stream import BatchStream, make_loader
+from files import UserError, make_folder, run_script, write_json
 from log import TERMS, RunLog
 from model import build_model, loss
 from sampling import draw_noise, validation_psnr
-from utils import (UserError, describe, get_device, load, make_folder, random_state, run_script, save, set_random_state,
-                   to_video, write_json)
+from utils import describe, get_device, load, random_state, save, set_random_state, to_video
 
 
 class Stopped(Exception):

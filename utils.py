@@ -1,79 +1,12 @@
-"""Files, random numbers, devices and errors: what all scripts share."""
-
-import contextlib
-import hashlib
-import json
-import os
-import sys
-from pathlib import Path
+"""Checkpoints, random numbers and devices."""
 
 import numpy as np
 import torch
 
-
-class UserError(Exception):
-    """Bad input. The message is one sentence: option or file, what was found, what to do."""
+from files import UserError, replacing
 
 
-def run_script(main):
-    """Run the `main` of a script; a `UserError` becomes its sentence on stderr and exit code 2, Ctrl-C exit code 130."""
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        sys.exit(130)
-
-
-# Files
-
-@contextlib.contextmanager
-def replacing(path):
-    """Yield a temporary path beside `path`, renamed to it at the end: `path` is never seen half-written."""
-    path = Path(path)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        yield tmp
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
-
-
-def make_folder(path, option):
-    """Create the folder that `option` names, if it is not there, and return its path."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'{option} {path} cannot be created ({error.strerror}); give another folder') from None
-    return Path(path)
-
-
-def write_json(path, value):
-    """Write `value` as indented JSON. Numbers must be finite: JSON has no others."""
-    with replacing(path) as tmp:
-        tmp.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n')
-
-
-def read_json(path):
-    """Read a JSON file that must hold one object."""
-    try:
-        value = json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise UserError(f'{path} does not exist; name a folder with a trained model') from None
-    except (ValueError, OSError) as error:
-        raise UserError(f'{path} is not readable as JSON ({error})') from None
-    if not isinstance(value, dict):
-        raise UserError(f'{path} must hold one JSON object, found {type(value).__name__}')
-    return value
-
-
-def write_npz(path, **arrays):
-    """Write arrays as a compressed `.npz`."""
-    with replacing(path) as tmp, open(tmp, 'wb') as f:
-        np.savez_compressed(f, **arrays)
-
+# Checkpoints
 
 def save(path, value):
     """Write tensors, in dictionaries and lists, by `torch.save`."""
@@ -104,15 +37,6 @@ def load_weights(model, path):
         raise UserError(f'{path} does not fit the configuration: {len(wrong)} of {len(expected)} parameters are missing, '
                         f'unknown or of another shape, the first is {wrong[0]}; check that config.json belongs to it')
     model.load_state_dict(state)
-
-
-def sha256(path):
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # Random numbers

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from utils import UserError
+from files import UserError
 
 SIZE = 28
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from data.clips import Sequences
 from data.digits import SIZE, load_digits
 from data.stream import get_fold
-from utils import UserError
+from files import UserError
 
 EPS = 1e-8  # a position this far outside counts as on the border
 
@@ -194,20 +195,6 @@ def test_set_name(deterministic, digits, n_digits, frame_size):
     return f'{"" if deterministic else "s"}mmnist{source}_test_{n_digits}digits_{frame_size}.npz'
 
 
-class TestSet:
-    """Fixed test videos, uint8 (T, N, H, W)."""
-
-    def __init__(self, sequences):
-        self.sequences = sequences
-
-    def __len__(self):
-        return self.sequences.shape[1]
-
-    def videos(self, indices):
-        """uint8 (T, len(indices), H, W, 1)"""
-        return self.sequences[:, indices, :, :, None]
-
-
 def load_test(config, data_dir, nt):
     """Test set of a configuration, first `nt` frames."""
     path = Path(data_dir) / test_set_name(config.deterministic, config.digits, config.ndigits, config.nx)
@@ -227,4 +214,4 @@ def load_test(config, data_dir, nt):
     if len(sequences) < nt:
         raise UserError(f'{path} has videos of {len(sequences)} frames, but --nt_gen {nt} were asked for; '
                         f'give a smaller --nt_gen, or make a longer set: {command}')
-    return TestSet(sequences[:nt])
+    return Sequences(sequences[:nt])

@@ -8,7 +8,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from utils import UserError, load
+from files import UserError
+from utils import load
 
 VERSION = '0.1'
 CHECKPOINT = 'alexnet-owt-7be5be79.pth'  # torchvision's name for the backbone

@@ -9,7 +9,7 @@ import pytest
 import train
 from args import PRESETS, config_dict, load_config, number, parse_train
 from conftest import ROOT, TINY
-from utils import UserError
+from files import UserError
 
 BASE = ['--data_dir', 'd', '--save_path', 's']
 

@@ -17,7 +17,8 @@ from data import load_test, mmnist
 from data.digits import load_digits
 from data.stream import BatchStream, get_fold, make_loader
 from preprocessing.mmnist import make_test_set as script
-from utils import UserError, stream_rng
+from files import UserError
+from utils import stream_rng
 
 SETTINGS = {
     'stochastic': dict(nt=25),

@@ -16,7 +16,8 @@ from metrics.frame import psnr, ssim
 from model import build_model
 from sampling import Futures, draw_noise, quantise
 from test_metrics import random_backbone
-from utils import UserError, load_weights, sha256, to_video
+from files import UserError, sha256
+from utils import load_weights, to_video
 
 spec = importlib.util.spec_from_file_location('srvp_test', ROOT / 'test.py')  # `test` is also a package of Python's own
 evaluation = importlib.util.module_from_spec(spec)

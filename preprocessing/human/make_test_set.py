@@ -1,0 +1,77 @@
+"""Make the test set of Human3.6M: `python preprocessing/human/make_test_set.py --data_dir DIR`, after `convert.py`."""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # called by its path, as published
+
+from args import Parser, count, seed
+from data.clips import check_videos
+from data.human import find_converted
+from files import UserError, run_script, write_npz
+
+
+def draw_clips(lengths, size, span, seed):
+    """Draw the clips of the test set.
+
+    Parameters
+    ----------
+    lengths : list of int
+        Frames of each test video.
+    size, span, seed : int
+        Clips, and frames that each covers.
+
+    Returns
+    -------
+    list of tuples (video index, first frame)
+    """
+    rng = np.random.RandomState(seed)
+    clips = []
+    for _ in range(size):
+        video = rng.randint(len(lengths))
+        clips.append((video, rng.randint(lengths[video] - span + 1)))
+    return clips
+
+
+def get_parser():
+    parser = Parser(description='Draw clips of the test videos and write DIR/test_set_<seq_len>_<subsampling>/test_<i>.npz.',
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser.add_argument('--data_dir', required=True, help='folder of the dataset')
+    parser.add_argument('--size', type=count, default=1000, help='clips')
+    parser.add_argument('--seq_len', type=count, default=53, help='frames used of a clip')
+    parser.add_argument('--subsampling', type=count, default=8, help='one frame in this many is used; those between are saved too')
+    parser.add_argument('--seed', type=seed, default=42)
+    return parser
+
+
+def main(argv=None):
+    args = get_parser().parse_args(argv)
+    span = (args.seq_len - 1) * args.subsampling + 1
+    videos = find_converted(args.data_dir, 'test')
+    names = list(videos)
+    check_videos(videos.values(), videos[names[0]].frame_shape[0], 3, span)
+    folder = Path(args.data_dir) / f'test_set_{args.seq_len}_{args.subsampling}'
+    if folder.exists():
+        raise UserError(f'{folder} is already there; remove it to make the test set again')
+    tmp = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
+    tmp.mkdir()
+    try:
+        clips = draw_clips([len(v) for v in videos.values()], args.size, span, args.seed)
+        for i, (v, start) in enumerate(tqdm(clips, 'writing', unit='clip', dynamic_ncols=True)):
+            subject, filename = names[v].split('-', 1)  # S9-Walking.54138969
+            write_npz(tmp / f'test_{i}.npz', image=videos[names[v]].clip(start, span), filename=np.array(f'{filename}.mp4'),
+                      subject=np.array(int(subject[1:])), frame=np.array(start))
+        tmp.rename(folder)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+    print(f'{folder}: {args.size:,} clips of {span} frames')
+
+
+if __name__ == '__main__':
+    run_script(main)

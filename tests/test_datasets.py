@@ -1,0 +1,414 @@
+"""KTH, Human3.6M, BAIR and folders of videos: from files that ffmpeg and TensorFlow write to training and evaluation."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train
+from conftest import GOLDEN, ROOT, steps
+from data import DATASETS, load_test, load_train
+from data.clips import Clips
+from data.kth import CLASSES
+from data.stream import BatchStream
+from data.video import find_videos
+from files import UserError
+from preprocessing.convert import decode, find_ffmpeg
+from preprocessing.folder import convert as folder_convert
+from preprocessing.human import convert as human_convert, make_test_set as human_test_set
+from preprocessing.kth import convert as kth_convert, make_test_set as kth_test_set
+from test_evaluation import evaluation
+
+
+def encode(path, size, rate, seconds, *options, source='testsrc2'):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run([find_ffmpeg(), '-v', 'error', '-y', '-f', 'lavfi', '-i', f'{source}=size={size}:rate={rate}:duration={seconds}',
+                    *options, str(path)], check=True)
+
+
+def run(script, *argv):
+    """A script as published: by its path."""
+    return subprocess.run([sys.executable, *script.split(), *map(str, argv)], cwd=ROOT, capture_output=True, text=True)
+
+
+def config(dataset, data_dir, **changes):
+    nc = 1 if dataset == 'kth' else 3
+    return SimpleNamespace(**{**dict(dataset=dataset, data_dir=data_dir, nx=64, nc=nc, seq_len=6, seq_len_test=8, subsampling=8), **changes})
+
+
+# Small real files
+
+@pytest.fixture(scope='session')
+def kth(tmp_path_factory):
+    """KTH in its folders and names: persons 1, 2 and 21 to 25, one video missing; converted, with a test set."""
+    folder = tmp_path_factory.mktemp('kth')
+    for c, name in enumerate(CLASSES):
+        (folder / 'raw' / name).mkdir(parents=True)
+        first = folder / 'raw' / name / f'person01_{name}_d1_uncomp.avi'
+        encode(first, '160x120', 25, 1.2 + 0.1 * c, '-c:v', 'mpeg4', source='testsrc' if c % 2 else 'testsrc2')
+        for person in (1, 2, *range(21, 26)):
+            for trial in range(1, 5):
+                path = first.with_name(f'person{person:02d}_{name}_d{trial}_uncomp.avi')
+                if path != first:
+                    os.link(first, path)
+    shutil.move(folder / 'raw' / 'handclapping' / 'person02_handclapping_d3_uncomp.avi', folder / 'missing.avi')
+    assert kth_convert.main(['--data_dir', str(folder)]) == 0
+    kth_test_set.main(['--data_dir', str(folder), '--size', '6', '--seq_len', '12'])
+    return folder
+
+
+@pytest.fixture(scope='session')
+def human(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('human')
+    first = folder / 'S1' / 'Videos' / 'Directions 1.54138969.mp4'
+    encode(first, '1000x1000', 50, 1.2, '-pix_fmt', 'yuv420p')
+    for subject in (1, 5, 6, 7, 8, 9, 11):
+        for name in ('Directions 1.54138969.mp4', 'Directions.54138969.mp4', '_ALL.54138969.mp4'):
+            path = folder / f'S{subject}' / 'Videos' / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path != first:
+                os.link(first, path)
+    assert human_convert.main(['--data_dir', str(folder)]) == 0
+    human_test_set.main(['--data_dir', str(folder), '--size', '4', '--seq_len', '7', '--subsampling', '8'])
+    return folder
+
+
+@pytest.fixture(scope='session')
+def bair(tmp_path_factory):
+    """Record files of BAIR's features, written by TensorFlow in a process of its own, converted in both layouts."""
+    if importlib.util.find_spec('tensorflow') is None:
+        pytest.skip('TensorFlow is not installed')
+    folder = tmp_path_factory.mktemp('bair')
+    program = '''
+import sys, numpy as np, tensorflow as tf
+from pathlib import Path
+rng = np.random.RandomState(0)
+for fold, files, n in (('train', 2, 10), ('test', 1, 3)):
+    out = Path(sys.argv[1]) / 'softmotion30_44k' / fold
+    out.mkdir(parents=True)
+    for k in range(files):
+        with tf.io.TFRecordWriter(str(out / f'traj_{k * 256}_to_{k * 256 + 255}.tfrecords')) as writer:
+            for _ in range(n):
+                video = rng.randint(0, 256, (30, 64, 64, 3)).astype(np.uint8)
+                feature = {f'{i}/image_aux1/encoded': tf.train.Feature(bytes_list=tf.train.BytesList(value=[video[i].tobytes()])) for i in range(30)}
+                feature['0/action'] = tf.train.Feature(float_list=tf.train.FloatList(value=[0., 1.]))
+                writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+'''
+    subprocess.run([sys.executable, '-c', program, str(folder)], check=True, env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'})
+    done = run('preprocessing/bair/convert.py', '--data_dir', folder)
+    assert done.returncode == 0, done.stderr
+    assert '3 record files converted (690 frames), 0 already there, 0 unreadable' in done.stdout
+    return folder
+
+
+@pytest.fixture(scope='session')
+def folder(tmp_path_factory):
+    """Ten videos of a user's own: files of several kinds and sizes, and folders of pictures."""
+    source, target = tmp_path_factory.mktemp('own'), tmp_path_factory.mktemp('converted')
+    for i in range(4):
+        encode(source / f'clip{i}.mp4', '96x72', 25, 0.8)
+        encode(source / 'more' / f'clip{i}.avi', '72x96', 25, 0.8, '-c:v', 'mpeg4')
+    for k in range(2):
+        (source / f'frames{k}').mkdir()
+        for t in range(12):
+            Image.fromarray(np.full((80, 80, 3), 10 * t, np.uint8)).save(source / f'frames{k}' / f'f{t}.png')
+    assert folder_convert.main(['--data_dir', str(source), '--out_dir', str(target)]) == 0
+    target.joinpath('source').write_text(str(source))
+    return target
+
+
+# Conversion
+
+@pytest.mark.parametrize('rate', [25, 50])
+def test_kth_frames_are_those_of_ffmpeg_itself(rate, tmp_path):
+    """As published: ffmpeg writes PNG frames at 25 frames a second, 64 x 64; the loader keeps channel 0."""
+    source = tmp_path / 'source.avi'
+    encode(source, '160x120', rate, 1, '-c:v', 'mpeg4')
+    subprocess.run([find_ffmpeg(), '-v', 'error', '-i', str(source), '-r', '25', '-f', 'image2', '-s', '64x64', str(tmp_path / 'image-%03d.png')],
+                   check=True)
+    expected = np.stack([np.asarray(Image.open(p).convert('RGB')) for p in sorted(tmp_path.glob('*.png'))])
+    assert 25 <= len(expected) <= 27
+    frames, note = kth_convert.read(source, 64, 25)
+    np.testing.assert_array_equal(frames, expected)
+    assert not note
+    kth_convert.write(tmp_path / 'source.npy', frames)
+    np.testing.assert_array_equal(np.load(tmp_path / 'source.npy'), expected[..., 0])
+
+
+def test_human_frames_are_cut_then_resized(human):
+    frames, _ = decode(human / 'S1' / 'Videos' / 'Directions.54138969.mp4')
+    expected = np.asarray(Image.fromarray(frames[7]).crop((100, 100, 900, 900)).resize((64, 64), Image.Resampling.LANCZOS))
+    converted = np.load(human / 'train' / 'S1-Directions.54138969.npy')
+    assert converted.shape == (60, 64, 64, 3)
+    np.testing.assert_array_equal(converted[7], expected)
+    assert {p.name for p in (human / 'test').iterdir()} == {f'S{s}-Directions{n}.54138969.npy' for s in (9, 11) for n in ('', ' 1')}
+
+
+def test_bair_frames_are_those_of_the_records(bair):
+    rng = np.random.RandomState(0)
+    for k in (0, 1):
+        for i in range(10):
+            video = rng.randint(0, 256, (30, 64, 64, 3)).astype(np.uint8)
+            np.testing.assert_array_equal(np.load(bair / 'processed_data' / 'train' / f'traj_{k * 256}_to_{k * 256 + 255}' / f'{i + 1:03d}.npy'), video)
+
+
+def test_convert_bair_imports_no_torch():
+    program = 'import sys; import preprocessing.bair.convert; assert not {"torch", "tensorflow"} & set(sys.modules)'
+    subprocess.run([sys.executable, '-c', program], cwd=ROOT, check=True)
+
+
+def test_folder_is_cut_to_a_square_and_split(folder):
+    names = {fold: {p.name for p in (folder / fold).iterdir()} for fold in ('train', 'val', 'test')}
+    assert [len(names[f]) for f in ('train', 'val', 'test')] == [8, 1, 1]
+    everything = set().union(*names.values())
+    assert everything == {f'clip{i}.mp4.npy' for i in range(4)} | {f'more-clip{i}.avi.npy' for i in range(4)} | {'frames0.npy', 'frames1.npy'}
+    frames = np.load(next(folder.glob('*/frames0.npy')))
+    assert frames.shape == (12, 64, 64, 3) and [f.mean() for f in frames] == [10 * t for t in range(12)]  # f10 follows f9
+    source = folder.joinpath('source').read_text()
+    raw, _ = decode(f'{source}/clip1.mp4')
+    expected = np.asarray(Image.fromarray(raw[3]).crop((12, 0, 84, 72)).resize((64, 64), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(np.load(next(folder.glob('*/clip1.mp4.npy')))[3], expected)
+    assert folder_convert.split(sorted(everything), 0.05, 0.1, 42) != folder_convert.split(sorted(everything), 0.05, 0.1, 43)
+
+
+def test_gray_folder(folder, tmp_path):
+    assert folder_convert.main(['--data_dir', folder.joinpath('source').read_text(), '--out_dir', str(tmp_path), '--gray', '--image_size', '32']) == 0
+    assert np.load(next(tmp_path.glob('*/clip0.mp4.npy'))).shape == (20, 32, 32)
+
+
+def test_converters_skip_what_is_done_and_go_on_after_a_bad_file(kth, tmp_path, capsys):
+    for name in CLASSES:
+        (tmp_path / 'raw' / name).mkdir(parents=True)
+        shutil.copy(kth / 'raw' / name / f'person01_{name}_d1_uncomp.avi', tmp_path / 'raw' / name)
+    bad = tmp_path / 'raw' / 'jogging' / 'person02_jogging_d1_uncomp.avi'
+    bad.write_bytes(b'RIFF nothing more')
+    cut = tmp_path / 'raw' / 'walking' / 'person02_walking_d1_uncomp.avi'
+    cut.write_bytes((tmp_path / 'raw' / 'walking' / 'person01_walking_d1_uncomp.avi').read_bytes()[:20000])
+    target = tmp_path / 'processed_64' / 'boxing'
+    target.mkdir(parents=True)
+    (target / '.person01_boxing_d1.npy.77.tmp').write_bytes(b'half')
+    assert kth_convert.main(['--data_dir', str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert '7 videos converted' in out and '0 already there, 1 unreadable' in out
+    assert f'unreadable: {bad} (' in out
+    assert not list(target.glob('.*'))
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.npy')}
+    assert len(before) == 7
+    bad.unlink()
+    assert kth_convert.main(['--data_dir', str(tmp_path)]) == 0
+    assert '0 videos converted (0 frames), 7 already there, 0 unreadable' in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.npy')} == before
+
+
+def test_killed_conversion_leaves_no_half_video(human, tmp_path):
+    for subject in (1, 5, 6, 7, 8, 9, 11):
+        shutil.copytree(human / f'S{subject}', tmp_path / f'S{subject}', copy_function=os.link)
+    process = subprocess.Popen([sys.executable, 'preprocessing/human/convert.py', '--data_dir', str(tmp_path)], cwd=ROOT,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.glob('t*/*.npy')):
+        pass
+    process.kill()
+    process.wait()
+    n = len(list(tmp_path.glob('t*/*.npy')))
+    assert 1 <= n < 14
+    done = run('preprocessing/human/convert.py', '--data_dir', tmp_path)
+    assert done.returncode == 0 and f'{14 - n} videos converted' in done.stdout and f'{n} already there' in done.stdout
+    for path in human.glob('t*/*.npy'):
+        np.testing.assert_array_equal(np.load(tmp_path / path.relative_to(human)), np.load(path))
+
+
+def test_damaged_record_file(bair, tmp_path):
+    for fold in ('train', 'test'):
+        shutil.copytree(bair / 'softmotion30_44k' / fold, tmp_path / 'softmotion30_44k' / fold)
+    path = next((tmp_path / 'softmotion30_44k' / 'train').iterdir())
+    path.write_bytes(path.read_bytes()[:-1000])
+    done = run('preprocessing/bair/convert.py', '--data_dir', tmp_path)
+    assert done.returncode == 1 and f'unreadable: {path} (' in done.stdout and '2 record files converted' in done.stdout
+    assert not (tmp_path / 'processed_data' / 'train' / path.stem).exists()
+
+
+@pytest.mark.parametrize('script, message', [
+    ('kth', 'bash preprocessing/kth/download.sh'), ('human', 'register at'), ('bair', 'bash preprocessing/bair/download.sh')])
+def test_converters_say_what_is_missing(script, message, tmp_path):
+    done = run(f'preprocessing/{script}/convert.py', '--data_dir', tmp_path)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1
+
+
+# Layouts
+
+@pytest.mark.parametrize('dataset', ['kth', 'human', 'bair'])
+def test_both_layouts_give_identical_clips(dataset, request, tmp_path):
+    source = request.getfixturevalue(dataset)
+    raw = {'kth': ['raw'], 'human': [f'S{s}' for s in (1, 5, 6, 7, 8, 9, 11)], 'bair': ['softmotion30_44k']}[dataset]
+    for name in raw:
+        (tmp_path / name).symlink_to(source / name)
+    done = run(f'preprocessing/{dataset}/convert.py', '--data_dir', tmp_path, '--layout', 'published')
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob('processed*/**/*.npy')) and not list(tmp_path.glob('t*/*.npy'))
+    for ours, published in zip(load_train(config(dataset, source)), load_train(config(dataset, tmp_path))):
+        assert [len(v) for v in ours.videos] == [len(v) for v in published.videos] and type(ours.videos[0]) is not type(published.videos[0])
+        batches = [BatchStream(s, 1, 'train', 5, 6)[3] for s in (ours, published)]
+        np.testing.assert_array_equal(*batches)
+    if dataset == 'kth':
+        folder = tmp_path / 'processed_64' / 'boxing' / 'person01_boxing_d1'
+        assert sorted(p.name for p in folder.iterdir())[0] == 'image-001.png'
+        assert np.asarray(Image.open(folder / 'image-001.png')).shape == (64, 64, 3)
+    if dataset == 'human':
+        with np.load(tmp_path / 'test' / 'S9-Directions.54138969.npz', allow_pickle=False) as f:
+            assert (str(f['filename']), int(f['subject'])) == ('Directions.54138969.mp4', 9)
+
+
+def test_frames_are_ordered_by_number(tmp_path):
+    folder = tmp_path / 'person01_boxing_d1'
+    folder.mkdir()
+    for t in range(1, 1003):
+        Image.fromarray(np.full((2, 2, 3), (t % 256, t // 256, 0), np.uint8)).save(folder / f'image-{t:03d}.png')
+    video = find_videos(tmp_path)['person01_boxing_d1']
+    found = video.clip(990, 12).astype(int)[:, 0, 0]
+    assert (found[:, 0] + 256 * found[:, 1]).tolist() == list(range(991, 1003))
+
+
+def test_memory_map_is_the_array(tmp_path):
+    array = np.random.RandomState(0).randint(0, 256, (20, 8, 8, 3)).astype(np.uint8)
+    np.save(tmp_path / 'a.npy', array)
+    np.savez(tmp_path / 'b.npz', image=array)
+    np.savez_compressed(tmp_path / 'c.npz', image=array)
+    for video in find_videos(tmp_path).values():
+        assert len(video) == 20
+        np.testing.assert_array_equal(video.clip(3, 5, 3), array[3:16:3])
+
+
+# Random clips
+
+def test_clips_are_random_videos_and_starts():
+    class Numbered:
+        path, frame_shape = 'numbered', [4, 4]
+
+        def __init__(self, k, n):
+            self.k, self.n = k, n
+
+        def __len__(self):
+            return self.n
+
+        def clip(self, start, n, step=1):
+            assert 0 <= start and start + (n - 1) * step < self.n
+            return np.broadcast_to(np.array([[self.k, start + i * step, 0, 0] for i in range(n)], np.uint8)[:, :, None, None], (n, 4, 4, 1))
+    source = Clips([Numbered(k, 9 + k) for k in range(3)], 4, 1, 3, subsampling=2)
+    batch = BatchStream(source, 0, 'train', 600, 3)[0][:, :, :2, 0, 0]
+    videos, frames = batch[0, :, 0], batch[:, :, 1].astype(int)
+    assert (np.diff(frames, axis=0) == 2).all()
+    for k in range(3):
+        starts, counts = np.unique(frames[0, videos == k], return_counts=True)
+        assert starts.tolist() == list(range(5 + k)) and counts.min() > 15  # each start that fits, about as often
+
+
+def test_too_short_or_wrong_videos_are_named_at_the_start(folder, tmp_path):
+    with pytest.raises(UserError, match=r'frames\d.npy has 12 frames, but clips of this configuration cover 13|clip.* cover 21'):
+        load_train(config('folder', folder, seq_len=21))
+    with pytest.raises(UserError, match='has frames 64x64x3, but 32x32'):
+        load_train(config('folder', folder, nx=32))
+    for fold in ('train', 'val'):
+        (tmp_path / fold).mkdir()
+        np.save(tmp_path / fold / 'gray.npy', np.zeros((20, 64, 64), np.uint8))
+    with pytest.raises(UserError, match='with 3 channels are needed'):
+        load_train(config('folder', tmp_path))
+    assert load_train(config('folder', tmp_path, nc=1))[0].videos
+    np.save(tmp_path / 'train' / 'float.npy', np.zeros((20, 64, 64)))
+    with pytest.raises(UserError, match='must hold uint8 frames'):
+        load_train(config('folder', tmp_path, nc=1))
+    (tmp_path / 'train' / 'float.npy').write_bytes(b'no array')
+    with pytest.raises(UserError, match='float.npy is not an array'):
+        load_train(config('folder', tmp_path, nc=1))
+    cut = tmp_path / 'train' / 'gray.npy'
+    (tmp_path / 'train' / 'float.npy').unlink()
+    cut.write_bytes(cut.read_bytes()[:-1])
+    with pytest.raises(UserError, match='cut short'):
+        load_train(config('folder', tmp_path, nc=1))
+
+
+@pytest.mark.parametrize('dataset', ['kth', 'human', 'bair', 'folder'])
+def test_empty_folders_say_what_was_expected(dataset, tmp_path):
+    for load in (lambda: load_train(config(dataset, tmp_path)), lambda: load_test(config(dataset, tmp_path), tmp_path, 8)):
+        with pytest.raises(UserError, match=f'--data_dir {tmp_path}.* python preprocessing/{dataset}/'):
+            load()
+
+
+# Test sets
+
+def test_draws_of_the_published_test_sets():
+    draws = json.loads((GOLDEN / 'test_set_draws.json').read_text())
+    kth, human = draws['kth'], draws['human']
+    found = kth_test_set.draw_clips(lambda c, person, trial: 60 + (7 * c + 13 * person + 29 * trial) % 120, len(kth['picks']), 40, 42)
+    assert [list(map(int, pick)) for pick in found] == kth['picks']
+    found = human_test_set.draw_clips(human['lengths'], len(human['picks']), 417, 42)
+    assert [list(map(int, pick)) for pick in found] == human['picks']
+
+
+def test_kth_test_set(kth):
+    with np.load(kth / 'svg_test_set_12.npz', allow_pickle=False) as f:
+        sequences, persons, actions = f['sequences'], f['persons'], f['actions']
+    assert sequences.shape == (6, 12, 64, 64) and persons.shape == (6,)
+    lengths = {c: len(np.load(kth / 'processed_64' / name / f'person21_{name}_d1.npy')) for c, name in enumerate(CLASSES)}
+    for i, (c, person, trial, t_0) in enumerate(kth_test_set.draw_clips(lambda c, *_: lengths[c], 6, 12, 42)):
+        video = np.load(kth / 'processed_64' / CLASSES[c] / f'person{person}_{CLASSES[c]}_d{trial}.npy')
+        np.testing.assert_array_equal(sequences[i], video[t_0:t_0 + 12])
+        assert (persons[i], actions[i]) == (person, CLASSES[c])
+    np.testing.assert_array_equal(load_test(config('kth', kth), kth, 9).videos([4, 1])[..., 0], sequences[[4, 1], :9].swapaxes(0, 1))
+    with pytest.raises(UserError, match='of at least 13 frames; make it with: .* --seq_len 40'):
+        load_test(config('kth', kth), kth, 13)
+
+
+def test_human_test_set(human):
+    names = sorted(p.name for p in (human / 'test').iterdir())
+    assert names[0] == 'S11-Directions 1.54138969.npy'
+    for i, (v, start) in enumerate(human_test_set.draw_clips([60] * 4, 4, 49, 42)):
+        with np.load(human / 'test_set_7_8' / f'test_{i}.npz', allow_pickle=False) as f:
+            np.testing.assert_array_equal(f['image'], np.load(human / 'test' / names[v])[start:start + 49])
+            assert f'S{f["subject"]}-{f["filename"]}' == names[v].replace('.npy', '.mp4') and f['frame'] == start
+            np.testing.assert_array_equal(load_test(config('human', human), human, 5).videos([i])[:, 0], f['image'][:40:8])
+    with pytest.raises(UserError, match='already there'):
+        human_test_set.main(['--data_dir', str(human), '--seq_len', '7'])
+
+
+def test_missing_test_video_is_named(kth, tmp_path):
+    shutil.copytree(kth / 'processed_64', tmp_path / 'processed_64')
+    for path in (tmp_path / 'processed_64' / 'jogging').glob('person25*'):
+        path.unlink()
+    with pytest.raises(UserError, match=r'processed_64/jogging has no person25_jogging_d\d'):
+        kth_test_set.main(['--data_dir', str(tmp_path), '--size', '200', '--seq_len', '12'])
+
+
+# Training and evaluation by the presets
+
+SMALL = ['--nf', '2', '--nhx', '8', '--ny', '4', '--nz', '3', '--nh_inf', '8', '--nh_res', '8', '--batch_size', '3', '--batch_size_test', '2',
+         '--n_iter_test', '1', '--n_samples_test', '2', '--n_workers', '1', '--seed', '1', *steps(3, 1)]
+
+
+@pytest.mark.parametrize('dataset, more, nt_gen, clips', [
+    ('kth', ['--seq_len', '12', '--seq_len_test', '12'], 12, 6),
+    ('human', ['--seq_len', '4', '--seq_len_test', '5', '--nt_cond', '3'], 7, 4),
+    ('bair', [], 30, 3),
+    ('folder', ['--nc', '3', '--nt_inf', '2', '--nt_cond', '3', '--seq_len', '6', '--archi', 'vgg', '--skipco'], 10, 1)])
+def test_presets_train_and_evaluate(dataset, more, nt_gen, clips, request, tmp_path):
+    data_dir = request.getfixturevalue(dataset)
+    which = ['--dataset', 'folder'] if dataset == 'folder' else ['--preset', dataset]
+    assert train.main([*which, *SMALL, *more, '--data_dir', str(data_dir), '--save_path', str(tmp_path / 'run')]) == 0
+    evaluation.main(['--xp_dir', str(tmp_path / 'run'), '--data_dir', str(data_dir), '--nt_gen', str(nt_gen), '--n_samples', '2', '--n_pictures', '1',
+                     '--metrics', 'psnr', 'ssim'])
+    result = json.loads((tmp_path / 'run' / 'results.json').read_text())
+    assert result['protocol']['dataset'] == dataset and result['protocol']['clips'] == clips
+    with np.load(tmp_path / 'run' / 'psnr_best.npz') as f:
+        assert f['samples'].shape[0] == clips and f['samples'].shape[-1] == (1 if dataset == 'kth' else 3)
+    assert Image.open(tmp_path / 'run' / 'pictures' / 'video_0000.png').width > 600
+
+
+def test_every_dataset_is_an_option():
+    from args import CHANNELS
+    assert list(CHANNELS) == list(DATASETS)

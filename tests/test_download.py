@@ -1,0 +1,492 @@
+"""Downloads, from a server on this machine that can misbehave."""
+
+import contextlib
+import hashlib
+import http.server
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+from collections import namedtuple
+
+import pytest
+
+from conftest import ROOT
+from files import UserError
+from preprocessing import download
+from preprocessing.bair import download as bair
+from preprocessing.download import fetch, untar, unzip
+from preprocessing.kth import download as kth
+
+DATA = bytes(i * i % 251 for i in range(5000))
+SHA256 = hashlib.sha256(DATA).hexdigest()
+WRONG = '0' * 64
+
+
+class Site(http.server.ThreadingHTTPServer):
+    """Server of the files in `files`. It notes the path and the Range header of requests in `requests`."""
+
+    def __init__(self):
+        super().__init__(('127.0.0.1', 0), Handler)
+        self.files = {'data': DATA}
+        self.requests = []
+        self.cuts = []         # bytes of the body after which the next responses end
+        self.ranges = True     # whether Range is heeded
+        self.statuses = []     # of the next responses, instead of the file
+        self.longer = []       # bytes that the file is said to have more than it has, in the next responses
+        self.chunked = False   # whether the length is left out
+
+    def url(self, name='data'):
+        return f'http://127.0.0.1:{self.server_port}/{name}'
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        site = self.server
+        wanted = self.headers['Range']
+        site.requests.append((self.path[1:], wanted))
+        body = site.files.get(self.path[1:])
+        status = site.statuses.pop(0) if site.statuses else 200 if body is not None else 404
+        if status != 200:
+            return self.send_error(status)
+        size, start = len(body) + (site.longer.pop(0) if site.longer else 0), 0
+        if wanted and site.ranges:
+            start = int(wanted.removeprefix('bytes=').removesuffix('-'))
+            status = 206 if start < size else 416
+        self.send_response(status)
+        if status == 206:
+            self.send_header('Content-Range', f'bytes {start}-{size - 1}/{size}')
+        if status == 416:
+            self.send_header('Content-Range', f'bytes */{size}')
+        if not site.chunked:
+            self.send_header('Content-Length', str(max(0, size - start)))
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(body[start:][:site.cuts.pop(0) if site.cuts else None])
+
+
+@pytest.fixture
+def site(monkeypatch):
+    monkeypatch.setenv('no_proxy', '*')
+    monkeypatch.setattr(download, 'PAUSE', 0.001)
+    with Site() as site:
+        threading.Thread(target=site.serve_forever, args=(0.01,), daemon=True).start()
+        yield site
+        site.shutdown()
+
+
+def fails(*words):
+    """Expect a `UserError` with all of the words, in one line."""
+    @contextlib.contextmanager
+    def check():
+        with pytest.raises(UserError) as caught:
+            yield
+        message = str(caught.value)
+        assert '\n' not in message
+        assert [w for w in map(str, words) if w not in message] == [], message
+    return check()
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def ranges(site):
+    return [wanted for _, wanted in site.requests]
+
+
+# Downloads
+
+@pytest.mark.parametrize('known', [{}, {'size': 5000}, {'size': 5000, 'sha256': SHA256}])
+def test_fetch(site, tmp_path, known):
+    fetch(site.url(), tmp_path / 'a', **known)
+    assert (tmp_path / 'a').read_bytes() == DATA
+    fetch(site.url(), tmp_path / 'a', **known)
+    assert site.requests == [('data', None)] and names(tmp_path) == ['a']
+
+
+def test_broken_connections_are_continued(site, tmp_path, capsys):
+    site.cuts = [1000, 1, 2000]
+    fetch(site.url(), tmp_path / 'a', sha256=SHA256)
+    assert ranges(site) == [None, 'bytes=1000-', 'bytes=1001-', 'bytes=3001-']
+    assert (tmp_path / 'a').read_bytes() == DATA and names(tmp_path) == ['a']
+    assert 'broke after 1,000 of 5,000 bytes' in capsys.readouterr().err
+
+
+def test_any_number_of_breaks_that_bring_bytes(site, tmp_path):
+    site.cuts = [10] * (3 * download.TRIES)
+    fetch(site.url(), tmp_path / 'a')
+    assert (tmp_path / 'a').read_bytes() == DATA
+
+
+def test_next_call_continues(site, tmp_path):
+    (tmp_path / 'a.part').write_bytes(DATA[:1234])
+    fetch(site.url(), tmp_path / 'a')
+    assert ranges(site) == ['bytes=1234-']
+    assert (tmp_path / 'a').read_bytes() == DATA and names(tmp_path) == ['a']
+
+
+@pytest.mark.parametrize('size, wanted', [(None, ['bytes=5000-']), (5000, [])])
+def test_complete_but_not_renamed(site, tmp_path, size, wanted):
+    (tmp_path / 'a.part').write_bytes(DATA)
+    fetch(site.url(), tmp_path / 'a', size, SHA256)
+    assert ranges(site) == wanted
+    assert (tmp_path / 'a').read_bytes() == DATA and names(tmp_path) == ['a']
+
+
+@pytest.mark.parametrize('size, wanted', [(None, ['bytes=6000-', None]), (5000, [None])])
+def test_too_much_there_starts_anew(site, tmp_path, size, wanted):
+    (tmp_path / 'a.part').write_bytes(bytes(6000))
+    fetch(site.url(), tmp_path / 'a', size)
+    assert ranges(site) == wanted
+    assert (tmp_path / 'a').read_bytes() == DATA
+
+
+def test_server_without_range_starts_anew(site, tmp_path):
+    site.ranges, site.cuts = False, [1000]
+    fetch(site.url(), tmp_path / 'a')
+    assert ranges(site) == [None, 'bytes=1000-']
+    assert (tmp_path / 'a').read_bytes() == DATA
+
+
+def test_server_that_never_gets_further(site, tmp_path):
+    site.ranges, site.cuts = False, [1000] * 20
+    with fails(site.url(), 'broke after 1,000 of 5,000', 'run again', tmp_path / 'a.part'):
+        fetch(site.url(), tmp_path / 'a')
+    assert len(site.requests) == download.TRIES and (tmp_path / 'a.part').read_bytes() == DATA[:1000]
+
+
+def test_interruption_keeps_the_part(site, tmp_path, monkeypatch):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+    site.cuts = [1000]
+    monkeypatch.setattr(download.time, 'sleep', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(site.url(), tmp_path / 'a')
+    assert names(tmp_path) == ['a.part'] and (tmp_path / 'a.part').read_bytes() == DATA[:1000]
+
+
+def test_server_that_lies_about_the_length(site, tmp_path):
+    site.longer = [10] * 20
+    with fails(site.url(), '5,000 of 5,010', 'run again'):
+        fetch(site.url(), tmp_path / 'a')
+    assert names(tmp_path) == ['a.part']
+
+
+def test_server_that_changes_the_length(site, tmp_path):
+    site.longer = [10]
+    with fails(site.url(), '5,000 bytes', 'expected 5,010'):
+        fetch(site.url(), tmp_path / 'a')
+    assert names(tmp_path) == ['a.part']
+
+
+def test_wrong_size_is_seen_before_the_download(site, tmp_path):
+    with fails(site.url(), '5,000 bytes', 'expected 5,001', 'check the address'):
+        fetch(site.url(), tmp_path / 'a', size=5001)
+    assert names(tmp_path) == [] and len(site.requests) == 1
+
+
+def test_length_not_told(site, tmp_path):
+    site.chunked = True
+    fetch(site.url(), tmp_path / 'a')
+    assert (tmp_path / 'a').read_bytes() == DATA
+    with fails(site.url(), '5,000 bytes', 'expected 4,999', 'removed'):
+        fetch(site.url(), tmp_path / 'b', size=4999)
+    assert names(tmp_path) == ['a']
+
+
+def test_wrong_sha256(site, tmp_path):
+    with fails(site.url(), SHA256, WRONG, 'removed', 'run again'):
+        fetch(site.url(), tmp_path / 'a', sha256=WRONG)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize('known, words', [({'size': 4}, ['3 bytes', 'expected 4']), ({'size': 3, 'sha256': WRONG}, [WRONG])])
+def test_wrong_file_is_there(site, tmp_path, known, words):
+    (tmp_path / 'a').write_bytes(b'own')
+    with fails(tmp_path / 'a', 'delete it', *words):
+        fetch(site.url(), tmp_path / 'a', **known)
+    assert (tmp_path / 'a').read_bytes() == b'own' and site.requests == []
+
+
+def test_not_found(site, tmp_path):
+    with fails(site.url('none'), '404 Not Found', 'check the address'):
+        fetch(site.url('none'), tmp_path / 'a')
+    assert names(tmp_path) == [] and len(site.requests) == 1
+
+
+def test_server_error_passes(site, tmp_path):
+    site.statuses = [503]
+    fetch(site.url(), tmp_path / 'a')
+    assert (tmp_path / 'a').read_bytes() == DATA
+    site.statuses = [503] * download.TRIES
+    with fails(site.url(), '503', 'run again'):
+        fetch(site.url(), tmp_path / 'b')
+
+
+def test_no_server(site, tmp_path):
+    with http.server.HTTPServer(('127.0.0.1', 0), Handler) as gone:
+        url = f'http://127.0.0.1:{gone.server_port}/data'
+    with fails(url, 'Connection refused', 'check the network'):
+        fetch(url, tmp_path / 'a')
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize('url', ['kth.zip', 'file:///etc/passwd', 'http://', 'http://127.0.0.1:x/', 'http://127.0.0.1/a b'])
+def test_no_address(tmp_path, url):
+    with fails(url, 'not an address', '--url'):
+        fetch(url, tmp_path / 'a')
+
+
+def free(monkeypatch, n_bytes):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: namedtuple('Usage', 'total used free')(0, 0, n_bytes))
+
+
+def test_no_space(site, tmp_path, monkeypatch):
+    free(monkeypatch, 4999)
+    with fails(tmp_path, site.url(), '4,999', '5,000', 'free some space'):
+        fetch(site.url(), tmp_path / 'a')
+    assert names(tmp_path) == []
+    (tmp_path / 'a.part').write_bytes(DATA[:1])  # what is there needs no more space
+    fetch(site.url(), tmp_path / 'a')
+    assert (tmp_path / 'a').read_bytes() == DATA
+
+
+def test_folder_that_cannot_be_written(site, tmp_path):
+    (tmp_path / 'a.part').mkdir()
+    with fails(tmp_path / 'a.part', 'cannot be written', 'Is a directory'):
+        fetch(site.url(), tmp_path / 'a', size=5000)
+
+
+# Archives
+
+def zipped(files):
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, 'w') as f:
+        for name, content in files.items():
+            f.writestr(name, content)
+    return data.getvalue()
+
+
+def tarred(files, link=None):
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode='w') as f:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            f.addfile(info, io.BytesIO(content))
+        if link is not None:
+            info = tarfile.TarInfo('link')
+            info.type, info.linkname = tarfile.SYMTYPE, link
+            f.addfile(info)
+    return data.getvalue()
+
+
+FILES = {'a.avi': b'first' * 1000, 'b/c.avi': b'second'}
+KINDS = pytest.mark.parametrize('pack, unpack', [(zipped, unzip), (tarred, untar)], ids=['zip', 'tar'])
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+
+@pytest.fixture
+def archive(tmp_path):
+    return tmp_path / 'archive'
+
+
+@KINDS
+def test_unpack(archive, pack, unpack):
+    archive.write_bytes(pack(FILES))
+    folder = archive.with_name('new') / 'folder'
+    unpack(archive, folder)
+    assert contents(folder) == FILES and names(folder.parent) == ['folder']
+    with fails(folder, 'exists already'):
+        unpack(archive, folder)
+
+
+@KINDS
+@pytest.mark.parametrize('name', ['/tmp/srvp_evil', '../evil', 'a/../../evil', '..\\evil'])
+def test_unsafe_member(archive, pack, unpack, name):
+    archive.write_bytes(pack({**FILES, name: b'evil'}))
+    with fails(archive, repr(name), 'delete it'):
+        unpack(archive, archive.with_name('folder'))
+    assert names(archive.parent) == ['archive'] and not os.path.exists('/tmp/srvp_evil')
+
+
+def test_unsafe_link(archive):
+    archive.write_bytes(tarred(FILES, link='../../outside'))
+    with fails(archive, "'link'", 'delete it'):
+        untar(archive, archive.with_name('folder'))
+    assert names(archive.parent) == ['archive']
+
+
+def test_links_without_filter(archive, monkeypatch):
+    monkeypatch.delattr(tarfile, 'data_filter', raising=False)
+    archive.write_bytes(tarred(FILES, link='a.avi'))
+    with fails(archive, "'link'", 'delete it'):
+        untar(archive, archive.with_name('folder'))
+
+
+@KINDS
+@pytest.mark.parametrize('damage', [lambda b: b[:3000], lambda b: b'<html>not found</html>' * 100, lambda b: b''],
+                         ids=['short', 'page', 'empty'])
+def test_damaged(archive, pack, unpack, damage):
+    archive.write_bytes(damage(pack(FILES)))
+    with fails(archive, 'is damaged', 'delete it and run again'):
+        unpack(archive, archive.with_name('folder'))
+    assert names(archive.parent) == ['archive']
+
+
+def test_damaged_content(archive):
+    archive.write_bytes(zipped(FILES).replace(b'second', b'sEcond'))
+    with fails(archive, 'is damaged', 'b/c.avi', 'delete it and run again'):
+        unzip(archive, archive.with_name('folder'))
+    assert names(archive.parent) == ['archive']
+
+
+@KINDS
+def test_interrupted(archive, pack, unpack, monkeypatch):
+    archive.write_bytes(pack(FILES))
+    folder, done = archive.with_name('folder'), []
+    kind = zipfile.ZipFile if unpack is unzip else tarfile.TarFile
+    extract = kind.extract
+
+    def interrupt(self, member, path, **kwargs):
+        if done:
+            raise KeyboardInterrupt
+        done.append(extract(self, member, path, **kwargs))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(kind, 'extract', interrupt)
+        unpack(archive, folder)
+    assert len(done) == 1 and names(archive.parent) == ['archive']
+    unpack(archive, folder)
+    assert contents(folder) == FILES
+
+
+@KINDS
+def test_killed(archive, pack, unpack, monkeypatch):
+    archive.write_bytes(pack(FILES))
+    folder = archive.with_name('folder')
+    with monkeypatch.context() as patch:  # a killed process removes nothing
+        patch.setattr(shutil, 'rmtree', lambda *args, **kwargs: None)
+        patch.setattr(os, 'rename', lambda *args: sys.exit(1))
+        with pytest.raises(SystemExit):
+            unpack(archive, folder)
+    left, = set(names(archive.parent)) - {'archive'}
+    (archive.parent / left / 'half').write_bytes(b'half')
+    unpack(archive, folder)
+    assert contents(folder) == FILES and names(archive.parent) == ['archive', 'folder']
+
+
+@KINDS
+def test_no_space_to_unpack(archive, pack, unpack, monkeypatch):
+    archive.write_bytes(pack(FILES))
+    free(monkeypatch, 5005)
+    with fails(archive, '5,005', '5,006', 'free some space'):
+        unpack(archive, archive.with_name('folder'))
+    assert names(archive.parent) == ['archive']
+
+
+# Scripts
+
+def bash(script, *args, cwd, **env):
+    return subprocess.run(['bash', str(ROOT / 'preprocessing' / script / 'download.sh'), *args], cwd=cwd, timeout=60, text=True,
+                          capture_output=True, env={**os.environ, 'PYTHON': sys.executable, 'no_proxy': '*', **env})
+
+
+def test_kth(site, tmp_path):
+    site.files = {f'actions/{name}.zip': zipped({f'person01_{name}.avi': name.encode()}) for name in kth.CLASSES}
+    site.cuts = [60]
+    if sys.version_info >= (3, 11):
+        (tmp_path / 'files.py').write_text('raise SystemExit("module of the caller")')
+    result = bash('kth', 'my data', '--url', site.url('actions'), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert contents(tmp_path / 'my data') == {f'raw/{name}/person01_{name}.avi': name.encode() for name in kth.CLASSES}
+    assert result.stdout.splitlines()[-1] == ("my data/raw: 6 videos of 6 classes; next: "
+                                              "python preprocessing/kth/convert.py --data_dir 'my data'")
+    assert site.requests == [('actions/boxing.zip', None), ('actions/boxing.zip', 'bytes=60-'),
+                             *((f'actions/{name}.zip', None) for name in kth.CLASSES[1:])]
+
+
+def test_kth_loads_what_is_missing_only(site, tmp_path, capsys):
+    site.files = {f'{name}.zip': zipped({f'{name}.avi': b''}) for name in kth.CLASSES}
+    kth.main([str(tmp_path), '--url', site.url('')])
+    site.requests.clear()
+    kth.main([str(tmp_path), '--url', site.url('')])
+    assert site.requests == [] and names(tmp_path) == ['raw']
+    shutil.rmtree(tmp_path / 'raw' / 'jogging')
+    kth.main([str(tmp_path), '--url', site.url('')])
+    assert site.requests == [('jogging.zip', None)] and names(tmp_path / 'raw') == kth.CLASSES
+
+
+@pytest.fixture
+def small_bair(site, monkeypatch):
+    files = {'softmotion30_44k/train/a.tfrecords': b'train', 'softmotion30_44k/test/b.tfrecords': b'test'}
+    data = site.files['bair.tar'] = tarred(files)
+    monkeypatch.setattr(bair, 'SIZE', len(data))
+    monkeypatch.setattr(bair, 'SHA256', hashlib.sha256(data).hexdigest())
+    return files
+
+
+def test_bair(site, small_bair, tmp_path, capsys):
+    args = [str(tmp_path), '--url', site.url('bair.tar')]
+    bair.main(args)
+    assert contents(tmp_path) == small_bair and names(tmp_path) == ['softmotion30_44k']
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == (f'{tmp_path}/softmotion30_44k: 2 files of train and test videos; next: '
+                    f'python preprocessing/bair/convert.py --data_dir {tmp_path}')
+    bair.main(args)
+    assert len(site.requests) == 1 and capsys.readouterr().out.splitlines()[-1] == last
+
+
+def test_bair_space_for_both(site, small_bair, tmp_path, monkeypatch):
+    free(monkeypatch, 2 * bair.SIZE - 1)
+    with fails(tmp_path, f'{2 * bair.SIZE:,}', 'unpacked', 'free some space'):
+        bair.main([str(tmp_path), '--url', site.url('bair.tar')])
+    assert site.requests == []
+    (tmp_path / 'bair_robot_pushing_dataset_v0.tar.part').write_bytes(site.files['bair.tar'][:1])
+    bair.main([str(tmp_path), '--url', site.url('bair.tar')])
+    assert contents(tmp_path) == small_bair
+
+
+def test_bair_other_archive(site, small_bair, tmp_path, monkeypatch):
+    data = site.files['bair.tar'] = tarred({'other/train/a.tfrecords': b'train', 'b.tfrecords': b'test'})
+    with fails(site.url('bair.tar'), bair.SHA256, 'removed'):
+        bair.main([str(tmp_path), '--url', site.url('bair.tar')])
+    monkeypatch.setattr(bair, 'SHA256', hashlib.sha256(data).hexdigest())
+    with fails('softmotion30_44k', 'delete it'):
+        bair.main([str(tmp_path), '--url', site.url('bair.tar')])
+    assert names(tmp_path) == ['bair_robot_pushing_dataset_v0.tar']
+
+
+def test_bair_constants():
+    assert (bair.SIZE, len(bair.SHA256)) == (32274964480, 64)
+
+
+@pytest.mark.parametrize('script', ['kth', 'bair'])
+def test_errors_of_the_shell_scripts(script, tmp_path):
+    (tmp_path / 'file').write_bytes(b'')
+    (tmp_path / 'bare').write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without installed packages
+    (tmp_path / 'bare').chmod(0o755)
+    for args, env, words in [(['file'], {}, 'DIR file cannot be created'), ([], {}, 'DIR'),
+                             (['d', '--urk', 'x'], {}, 'mean --url?'), (['d'], {'PYTHON': './nowhere'}, './nowhere is not found'),
+                             (['d'], {'PYTHON': '/bin/false'}, '/bin/false does not run'),
+                             (['d'], {'PYTHON': './bare', 'PYTHONPATH': ''}, 'configargparse, numpy, tqdm, yaml')]:
+        result = bash(script, *args, cwd=tmp_path, **env)
+        assert result.returncode == 2 and result.stderr.startswith('error: ') and result.stderr.count('\n') == 1, result.stderr
+        assert words in result.stderr
+    assert names(tmp_path) == ['bare', 'file']
+
+
+def test_no_frameworks():
+    code = ('import sys, preprocessing.kth.download, preprocessing.bair.download\n'
+            'sys.exit(bool({"torch", "tensorflow"} & set(sys.modules)))')
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
