@@ -102,29 +102,64 @@ def draw_trajectory(rng, nt, frame_size, max_speed, deterministic):
     return latents
 
 
-def render(digits, latents, frame_size):
+def draw_motions(rngs, nt, n_digits, frame_size, max_speed, deterministic):
+    """Draw the motions of the digits of several videos, all videos at once.
+
+    Each step moves all digits together; only those that left the frame are looked at one by one.
+
+    Parameters
+    ----------
+    rngs : list of np.random.RandomState
+        One a video. Draws first x, y, dx, dy of each digit, as uniform numbers, then, frame by frame and digit by digit, dx and dy at
+        each stochastic bounce.
+    nt, n_digits, frame_size, max_speed : int
+    deterministic : bool
+
+    Returns
+    -------
+    np.ndarray of int (nt, len(rngs), n_digits, 2)
+        Rounded positions of the digits' corners.
+    """
+    limit = frame_size - SIZE
+    uniform = np.stack([rng.random_sample((n_digits, 4)) for rng in rngs])  # (B, n_digits, 4)
+    position = np.floor(uniform[..., :2] * (limit + 1))
+    velocity = np.floor(uniform[..., 2:] * (2 * max_speed + 1)) - max_speed
+    positions = np.empty((nt, *position.shape))
+    for t in range(nt):
+        outside = ((position < -EPS) | (position > limit + EPS)).any(-1)
+        for i, d in zip(*outside.nonzero()):
+            x, y, dx, dy = bounce(*position[i, d].tolist(), *velocity[i, d].tolist(), limit, max_speed, deterministic, rngs[i])
+            position[i, d], velocity[i, d] = (x, y), (dx, dy)
+        positions[t] = position
+        position = position + velocity
+    return positions.round().astype(np.int64)
+
+
+def render(digits, positions, frame_size):
     """Draw videos of moving digits, which add up and saturate.
 
     Parameters
     ----------
     digits : np.ndarray of uint8 (N, n_digits, 28, 28)
-    latents : np.ndarray of int (T, N, n_digits, ≥ 2)
-        Positions of the digits' corners, row then column.
+    positions : np.ndarray of int (T, N, n_digits, ≥ 2)
+        Of the digits' corners, row then column.
     frame_size : int
 
     Returns
     -------
     np.ndarray of uint8 (T, N, frame_size, frame_size)
     """
-    T, N, n_digits = latents.shape[:3]
+    T, N, n_digits = positions.shape[:3]
     frames = np.zeros((T * N, frame_size, frame_size), np.uint8)
     windows = sliding_window_view(frames, (SIZE, SIZE), (1, 2), writeable=True)  # windows[i, x, y]: place of a digit
     every = np.arange(T * N)
     for d in range(n_digits):
-        place = every, latents[:, :, d, 0].ravel(), latents[:, :, d, 1].ravel()
-        digit = np.broadcast_to(digits[:, d], (T, N, SIZE, SIZE)).reshape(T * N, SIZE, SIZE)
-        under = windows[place]
-        windows[place] = under + np.minimum(digit, 255 - under)
+        place = every, positions[:, :, d, 0].ravel(), positions[:, :, d, 1].ravel()
+        drawn = np.broadcast_to(digits[:, d], (T, N, SIZE, SIZE)).reshape(T * N, SIZE, SIZE)
+        if d > 0:
+            under = windows[place]
+            drawn = under + np.minimum(drawn, 255 - under)
+        windows[place] = drawn
     return frames.reshape(T, N, frame_size, frame_size)
 
 
@@ -144,13 +179,9 @@ class MovingDigits:
 
     def draw(self, rngs, nt):
         """Videos uint8 (nt, len(rngs), frame_size, frame_size, 1), one from each `np.random.RandomState`."""
-        latents = np.empty((nt, len(rngs), self.n_digits, 4), np.int64)
-        chosen = np.empty((len(rngs), self.n_digits), np.int64)
-        for i, rng in enumerate(rngs):
-            for d in range(self.n_digits):
-                chosen[i, d] = rng.randint(len(self.digits))
-                latents[:, i, d] = draw_trajectory(rng, nt, self.frame_size, self.max_speed, self.deterministic)
-        return render(self.digits[chosen], latents, self.frame_size)[..., None]
+        chosen = np.stack([rng.randint(len(self.digits), size=self.n_digits) for rng in rngs])
+        positions = draw_motions(rngs, nt, self.n_digits, self.frame_size, self.max_speed, self.deterministic)
+        return render(self.digits[chosen], positions, self.frame_size)[..., None]
 
 
 def load_folds(config):

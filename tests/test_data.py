@@ -80,6 +80,36 @@ def test_render_is_the_plain_loop(digits):
     np.testing.assert_array_equal(mmnist.render(chosen, latents, 64), plain.clip(0, 255))
 
 
+@pytest.mark.parametrize('deterministic', [False, True])
+def test_motions_of_a_batch_are_those_of_the_plain_loop(deterministic):
+    limit, max_speed, n_digits, nt = 36, 4, 3, 40
+    found = mmnist.draw_motions([stream_rng(0, 'train', i) for i in range(20)], nt, n_digits, 64, max_speed, deterministic)
+    bounces = 0
+    for i in range(20):
+        rng = stream_rng(0, 'train', i)
+        uniform = rng.random_sample((n_digits, 4))
+        digits = [(*(int(u * (limit + 1)) for u in draw[:2]), *(int(u * (2 * max_speed + 1)) - max_speed for u in draw[2:])) for draw in uniform]
+        for t in range(nt):
+            for d, (x, y, dx, dy) in enumerate(digits):
+                if not (0 <= x <= limit and 0 <= y <= limit):
+                    bounces += 1
+                x, y, dx, dy = mmnist.bounce(x, y, dx, dy, limit, max_speed, deterministic, rng)
+                assert found[t, i, d].tolist() == [round(x), round(y)]
+                digits[d] = x + dx, y + dy, dx, dy
+    assert bounces > 100
+
+
+def test_initial_positions_and_velocities_are_uniform():
+    rngs = [stream_rng(0, 'train', i) for i in range(3000)]
+    positions = mmnist.draw_motions(rngs, 2, 1, 64, 2, True)[:, :, 0]
+    for axis in (0, 1):
+        values, counts = np.unique(positions[0, :, axis], return_counts=True)
+        assert values.tolist() == list(range(37)) and counts.min() > 40
+        inside = (positions[0, :, axis] > 1) & (positions[0, :, axis] < 35)
+        steps, counts = np.unique((positions[1] - positions[0])[inside, axis], return_counts=True)
+        assert steps.tolist() == [-2, -1, 0, 1, 2] and counts.min() > 400
+
+
 def test_digits_stay_inside_and_deterministic_ones_keep_their_speed():
     rng = np.random.RandomState(3)
     for max_speed in (1, 4, 9, 50):
