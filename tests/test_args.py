@@ -6,6 +6,10 @@ import sys
 
 import pytest
 
+import args
+import data
+import metrics
+import module
 import train
 from args import PRESETS, config_dict, load_config, number, parse_train
 from conftest import ROOT, TINY
@@ -74,6 +78,7 @@ def test_command_line_wins_over_file_over_preset(tmp_path):
     (['--subsampling', '4'], '--subsampling 4 belongs to --dataset human'),
     (['--dataset', 'kth', '--deterministic'], '--deterministic True belongs to --dataset smmnist'),
     (['--dataset', 'kth', '--digits', 'mnist5k'], '--digits mnist5k belongs to --dataset smmnist'),
+    (['--dataset', 'folder', '--nc', '2'], '--nc 2: frames of folder have 1 or 3 channels'),
     (['--amp_opt_lvl', 'O2'], 'need --apex_amp'),
     (['--torch_amp', '--apex_amp'], 'not allowed with'),
     (['--torch_amp'], 'float32 only'),
@@ -103,6 +108,16 @@ def test_missing_options_and_files(tmp_path):
         (tmp_path / 'bad.yaml').write_text(text)
         with pytest.raises(UserError, match=message):
             parse_train(['--preset', 'smmnist', '--config', str(tmp_path / 'bad.yaml'), *BASE])
+
+
+def test_names_are_those_of_the_modules():
+    """`args` does not import PyTorch, hence writes them down again."""
+    assert args.ARCHITECTURES == list(module.ENCODERS) == list(module.DECODERS)
+    assert args.DIGIT_SOURCES == list(data.digits.SOURCES)
+    assert args.METRICS == list(metrics.METRICS)
+    assert list(args.CHANNELS) == list(data.DATASETS)
+    assert args.NX == module.NX
+    subprocess.run([sys.executable, '-c', 'import sys, args; assert "torch" not in sys.modules'], cwd=ROOT, check=True)
 
 
 def test_number():

@@ -14,7 +14,7 @@ from PIL import Image
 
 import train
 from conftest import GOLDEN, ROOT, steps
-from data import DATASETS, load_test, load_train
+from data import load_test, load_train
 from data.clips import Clips
 from data.kth import CLASSES
 from data.stream import BatchStream
@@ -317,8 +317,10 @@ def test_too_short_or_wrong_videos_are_named_at_the_start(folder, tmp_path):
     for fold in ('train', 'val'):
         (tmp_path / fold).mkdir()
         np.save(tmp_path / fold / 'gray.npy', np.zeros((20, 64, 64), np.uint8))
-    with pytest.raises(UserError, match='with 3 channels are needed'):
+    with pytest.raises(UserError, match='gray.npy has 1 channels; give --nc 1, or convert again without --gray'):
         load_train(config('folder', tmp_path))
+    with pytest.raises(UserError, match='has 3 channels; give --nc 3, or convert again with --gray'):
+        load_test(config('folder', folder, nc=1), folder, 8)
     assert load_train(config('folder', tmp_path, nc=1))[0].videos
     np.save(tmp_path / 'train' / 'float.npy', np.zeros((20, 64, 64)))
     with pytest.raises(UserError, match='must hold uint8 frames'):
@@ -407,8 +409,3 @@ def test_presets_train_and_evaluate(dataset, more, nt_gen, clips, request, tmp_p
     with np.load(tmp_path / 'run' / 'psnr_best.npz') as f:
         assert f['samples'].shape[0] == clips and f['samples'].shape[-1] == (1 if dataset == 'kth' else 3)
     assert Image.open(tmp_path / 'run' / 'pictures' / 'video_0000.png').width > 600
-
-
-def test_every_dataset_is_an_option():
-    from args import CHANNELS
-    assert list(CHANNELS) == list(DATASETS)

@@ -243,7 +243,7 @@ def test_errors_come_before_files(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match='--device 0: 0 CUDA devices found'):
             train.main(options(folder, '--device', '0'))
-    with pytest.raises(UserError, match='loads smmnist only'):
+    with pytest.raises(UserError, match='no videos as .*processed_64/boxing/person01_boxing_d1.npy'):
         train.main(['--preset', 'kth', '--data_dir', str(tmp_path), '--save_path', str(folder)])
     assert not folder.exists()
     (tmp_path / 'file').write_text('')

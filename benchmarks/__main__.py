@@ -1,0 +1,25 @@
+"""Measure what the code claims, as ratios in one run: `python -m benchmarks`. See benchmarks/README.md."""
+
+import argparse
+import platform
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks import data
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--gigabytes', type=float, default=4, help='size of the dataset on disk in the test of memory')
+    args = parser.parse_args()
+    print(f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, '
+          f'torch {torch.__version__}\n\n| what | plain | here | ratio |\n|---|---|---|---|', flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for row in data.rows(Path(folder), args.gigabytes):
+            print('| ' + ' | '.join(row) + ' |', flush=True)
+
+
+if __name__ == '__main__':
+    main()
