@@ -35,7 +35,10 @@ FREE_ON_RESUME = TRANSIENT | {'save_path', 'data_dir', 'device', 'n_workers', 'v
 
 
 class Parser(configargparse.ArgumentParser):
-    """Parser whose errors are one sentence; an unknown option names its nearest neighbour."""
+    """Parser that shows defaults, takes no abbreviations, and whose errors are one sentence; an unknown option names its neighbour."""
+
+    def __init__(self, description, **kwargs):
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message):
         unknown = re.match(r'unrecognized arguments: (--[^\s=]+)', message)
@@ -79,9 +82,7 @@ def flag(group, name, **kwargs):
 
 def train_parser():
     """Parser of `train.py`."""
-    parser = Parser(description='Train SRVP. Values come, the last one winning, from the defaults, --preset, the --config file '
-                                'and the command line.',
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False,
+    parser = Parser('Train SRVP. Values come, the last one winning, from the defaults, --preset, the --config file and the command line.',
                     config_file_parser_class=configargparse.YAMLConfigFileParser)
 
     g = parser.add_argument_group('Run')
@@ -155,8 +156,7 @@ def train_parser():
 
 def test_parser():
     """Parser of `test.py`."""
-    parser = Parser(description='Evaluate a trained model on the test set that its configuration names.',
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = Parser('Evaluate a trained model on the test set that its configuration names.')
     parser.add_argument('--xp_dir', required=True, help='folder of the trained model: config.json and the weights')
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
     parser.add_argument('--model_name', default='model.pt', help='weights, in --xp_dir')

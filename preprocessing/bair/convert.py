@@ -3,7 +3,6 @@
 Reads the TFRecords by TensorFlow, in processes without PyTorch.
 """
 
-import argparse
 import functools
 import importlib.util
 import multiprocessing
@@ -64,8 +63,7 @@ def write(target, videos, published):
 
 
 def get_parser():
-    parser = Parser(description='Convert DIR/softmotion30_44k/{train,test}/*.tfrecords to DIR/processed_data/{train,test}/.',
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = Parser('Convert DIR/softmotion30_44k/{train,test}/*.tfrecords to DIR/processed_data/{train,test}/.')
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
     parser.add_argument('--layout', choices=['array', 'published'], default='array',
                         help='one .npy a video, or, as published, a folder of PNG frames a video')

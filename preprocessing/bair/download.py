@@ -1,6 +1,5 @@
 """Download BAIR robot pushing: `python -m preprocessing.bair.download DIR`."""
 
-import argparse
 import shlex
 
 from args import Parser
@@ -14,9 +13,8 @@ NAME = 'softmotion30_44k'  # of the folder in the archive
 
 
 def get_parser():
-    parser = Parser(description=f'Download the videos of BAIR, 30 GiB, to DIR/{NAME}; 60 GiB are needed while they are unpacked. '
-                                'What is there is not downloaded again, and a broken download is continued.',
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = Parser(f'Download the videos of BAIR, 30 GiB, to DIR/{NAME}; 60 GiB are needed while they are unpacked. '
+                    'What is there is not downloaded again, and a broken download is continued.')
     parser.add_argument('data_dir', metavar='DIR', help='folder of the dataset; created')
     parser.add_argument('--url', default=URL, help='address of the archive, for mirrors')
     return parser

@@ -1,6 +1,5 @@
 """Convert videos of your own: `python preprocessing/folder/convert.py --data_dir IN --out_dir OUT`; then `--dataset folder`."""
 
-import argparse
 import functools
 import re
 import sys
@@ -68,9 +67,8 @@ def split(names, val, test, seed):
 
 
 def get_parser():
-    parser = Parser(description='Convert a folder of video files and of folders of frames for --dataset folder: OUT/train, OUT/val and '
-                                'OUT/test, split at random by video.',
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = Parser('Convert a folder of video files and of folders of frames for --dataset folder: OUT/train, OUT/val and '
+                    'OUT/test, split at random by video.')
     parser.add_argument('--data_dir', required=True, help='folder of your videos')
     parser.add_argument('--out_dir', required=True, help='folder of the result, for --data_dir of train.py and test.py')
     parser.add_argument('--image_size', type=count, default=64, help='width and height of frames (the model takes 64)')

@@ -1,6 +1,5 @@
 """Convert Human3.6M: `python preprocessing/human/convert.py --data_dir DIR`; DIR holds S1/Videos/*.mp4 and so on."""
 
-import argparse
 import functools
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -32,8 +31,7 @@ def write_published(target, frames, filename, subject):
 
 
 def get_parser():
-    parser = Parser(description='Convert the videos DIR/S<id>/Videos/*.mp4 of Human3.6M to DIR/train and DIR/test.',
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = Parser('Convert the videos DIR/S<id>/Videos/*.mp4 of Human3.6M to DIR/train and DIR/test.')
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
     parser.add_argument('--image_size', type=count, default=64, help='width and height of frames')
     parser.add_argument('--layout', choices=['array', 'published'], default='array', help='one .npy a video, or, as published, one .npz')

@@ -1,6 +1,5 @@
 """Make the test set of Human3.6M: `python preprocessing/human/make_test_set.py --data_dir DIR`, after `convert.py`."""
 
-import argparse
 import os
 import shutil
 import sys
@@ -40,8 +39,7 @@ def draw_clips(lengths, size, span, seed):
 
 
 def get_parser():
-    parser = Parser(description='Draw clips of the test videos and write DIR/test_set_<seq_len>_<subsampling>/test_<i>.npz.',
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = Parser('Draw clips of the test videos and write DIR/test_set_<seq_len>_<subsampling>/test_<i>.npz.')
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
     parser.add_argument('--size', type=count, default=1000, help='clips')
     parser.add_argument('--seq_len', type=count, default=53, help='frames used of a clip')

@@ -1,6 +1,5 @@
 """Convert KTH: `python preprocessing/kth/convert.py --data_dir DIR`, after `download.sh`."""
 
-import argparse
 import functools
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -29,8 +28,7 @@ def write_published(target, frames):
 
 
 def get_parser():
-    parser = Parser(description='Convert the videos DIR/raw/<class>/*.avi to DIR/processed_<image_size>/<class>/.',
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = Parser('Convert the videos DIR/raw/<class>/*.avi to DIR/processed_<image_size>/<class>/.')
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
     parser.add_argument('--image_size', type=count, default=64, help='width and height of frames')
     parser.add_argument('--frame_rate', type=count, default=25, help='frames a second')

@@ -1,6 +1,5 @@
 """Download KTH Actions: `python -m preprocessing.kth.download DIR`."""
 
-import argparse
 import shlex
 
 from args import Parser
@@ -12,9 +11,8 @@ CLASSES = ['boxing', 'handclapping', 'handwaving', 'jogging', 'running', 'walkin
 
 
 def get_parser():
-    parser = Parser(description='Download the videos of KTH to DIR/raw/<class>. What is there is not downloaded again, and a '
-                                'broken download is continued.',
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = Parser('Download the videos of KTH to DIR/raw/<class>. What is there is not downloaded again, and a '
+                    'broken download is continued.')
     parser.add_argument('data_dir', metavar='DIR', help='folder of the dataset; created')
     parser.add_argument('--url', default=URL, help='address of the folder with <class>.zip, for mirrors')
     return parser

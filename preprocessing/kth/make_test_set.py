@@ -1,6 +1,5 @@
 """Make the test set of KTH: `python preprocessing/kth/make_test_set.py --data_dir DIR`, after `convert.py`."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -37,8 +36,7 @@ def draw_clips(lengths, size, seq_len, seed):
 
 
 def get_parser():
-    parser = Parser(description='Draw clips of the test persons and write DIR/svg_test_set_<seq_len>.npz.',
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = Parser('Draw clips of the test persons and write DIR/svg_test_set_<seq_len>.npz.')
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
     parser.add_argument('--size', type=count, default=1000, help='clips')
     parser.add_argument('--seq_len', type=count, default=40, help='frames a clip')

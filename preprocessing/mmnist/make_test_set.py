@@ -1,7 +1,5 @@
 """Make a test set of (Stochastic) Moving MNIST: `python -m preprocessing.mmnist.make_test_set --data_dir DIR --seq_len 25`."""
 
-import argparse
-
 from tqdm import tqdm
 
 from args import DIGIT_SOURCES, Parser, count, seed
@@ -11,9 +9,8 @@ from files import UserError, make_folder, run_script, write_npz
 
 
 def get_parser():
-    parser = Parser(description='Make a test set of Moving MNIST. With the defaults and --seq_len 25, or --deterministic --seq_len 100, '
-                                'it is the published one, byte for byte.',
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser = Parser('Make a test set of Moving MNIST. With the defaults and --seq_len 25, or --deterministic --seq_len 100, '
+                    'it is the published one, byte for byte.')
     parser.add_argument('--data_dir', required=True, help='folder of MNIST (in MNIST/raw; downloaded when missing) and of the result')
     parser.add_argument('--seq_len', type=count, required=True, help='frames a video')
     parser.add_argument('--deterministic', action='store_true', help='digits bounce like light instead of at random')
