@@ -19,6 +19,7 @@ from files import UserError, read_json
 ARCHITECTURES = ['dcgan', 'vgg']
 DIGIT_SOURCES = ['mnist', 'mnist5k']
 METRICS = ['psnr', 'ssim', 'lpips']
+FVD_BACKENDS = ['torch', 'tfhub']
 
 NX = 64  # frames are 64 x 64: the architectures fix the number of downsamplings
 CHANNELS = {'smmnist': (1,), 'kth': (1,), 'human': (3,), 'bair': (3,), 'folder': (1, 3)}  # of each dataset's frames
@@ -164,7 +165,11 @@ def test_parser():
     parser.add_argument('--metrics', nargs='+', choices=METRICS, default=METRICS)
     parser.add_argument('--lpips_dir', help="folder with torchvision's AlexNet, whole or its features only; torchvision's cache or "
                                             'download if absent')
-    parser.add_argument('--fvd', action='store_true', help='Fréchet video distance (not in this version)')
+    parser.add_argument('--fvd', action='store_true', help='also compute the Fréchet video distance, of the first random sample')
+    parser.add_argument('--i3d_path', help='its network, I3D: TF-Hub module (folder or .tar.gz) or .pt file; searched in $SRVP_CACHE '
+                                           '(~/.cache/srvp) if absent')
+    parser.add_argument('--fvd_samples', type=count, default=1, help='random samples of which the mean distance is reported')
+    parser.add_argument('--fvd_backend', choices=FVD_BACKENDS, default='torch', help='tfhub: run the TensorFlow module itself')
     parser.add_argument('--n_samples', type=count, default=100, help='predictions a video, of which the best counts')
     parser.add_argument('--n_videos', type=count, help='evaluate the first videos of the test set only')
     parser.add_argument('--nt_cond', type=count, help='given frames; as trained if absent')

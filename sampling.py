@@ -134,7 +134,7 @@ def validation_psnr(model, x, nt_cond, noise):
 
 
 @torch.no_grad()
-def evaluate_batch(futures, target, metrics, on_sample=lambda: None):
+def evaluate_batch(futures, target, metrics, n_random=5, on_sample=lambda: None):
     """Score all futures of a batch of videos.
 
     Parameters
@@ -143,6 +143,8 @@ def evaluate_batch(futures, target, metrics, on_sample=lambda: None):
     target : tensor (nt, B, C, H, W)
         True frames after the given ones.
     metrics : dict of metrics by name (see `metrics`)
+    n_random : int
+        Samples to return, or all if there are fewer.
     on_sample : function
         Called after each sample.
 
@@ -151,7 +153,7 @@ def evaluate_batch(futures, target, metrics, on_sample=lambda: None):
     scores : dict of tensors (B,)
         Best score of each video by metric.
     frames : dict of uint8 tensors (T, B, C, H, W)
-        `<metric>_best`, `<metric>_worst`, `random_1` to `random_5` (the first samples), `cond_rec`.
+        `<metric>_best`, `<metric>_worst`, `random_1`, `random_2` … (the first samples), `cond_rec`.
     """
     prepared = {name: metric.prepare(target) for name, metric in metrics.items()}
     best = {name: Best(metric.higher_is_better) for name, metric in metrics.items()}
@@ -159,7 +161,7 @@ def evaluate_batch(futures, target, metrics, on_sample=lambda: None):
     frames = {'cond_rec': quantise(futures.given(0))}
     for s, x in enumerate(futures):
         kept = quantise(x)
-        if s < 5:
+        if s < n_random:
             frames[f'random_{s + 1}'] = kept
         for name, metric in metrics.items():
             score = metric(x, prepared[name])

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import metrics.fvd
 import metrics.lpips
 import pictures
 from args import load_config, test_parser
@@ -18,6 +19,8 @@ from model import build_model
 from sampling import Futures, LastFrame, draw_noise, evaluate_batch
 from utils import describe, get_device, load_weights, to_video
 
+N_RANDOM = 5  # samples saved as random_1.npz …
+
 
 def resolve(argv=None):
     """Options of the call and configuration of the model, checked; what was left out comes from the configuration."""
@@ -26,8 +29,6 @@ def resolve(argv=None):
     args.nt_cond = args.nt_cond or config.nt_cond
     args.nt_gen = args.nt_gen or config.seq_len_test
     args.n_euler_steps = args.n_euler_steps or config.n_euler_steps
-    if args.fvd:
-        raise UserError('--fvd: this version does not compute the Fréchet video distance; leave the option out')
     if args.nt_gen is None:
         raise UserError(f'{args.xp_dir}/config.json has no seq_len_test; give --nt_gen')
     if args.nt_cond < config.nt_inf:
@@ -37,6 +38,10 @@ def resolve(argv=None):
                         'give a larger --nt_gen')
     if args.baseline == 'last_frame':
         args.n_samples = 1  # it has one future only
+    if not args.fvd and (args.i3d_path or args.fvd_samples != 1 or args.fvd_backend != 'torch'):
+        raise UserError('--i3d_path, --fvd_samples and --fvd_backend need --fvd')
+    if args.fvd_samples > args.n_samples:
+        raise UserError(f'--fvd_samples {args.fvd_samples} is more than the {args.n_samples} samples (--n_samples) that are drawn')
     if args.out_dir is None:
         args.out_dir = Path(args.xp_dir) / (f'baseline_{args.baseline}' if args.baseline else '')
     return args, config
@@ -56,28 +61,33 @@ def get_model(args, config, device):
     return model.to(device).eval().requires_grad_(False), digest
 
 
-def evaluate(model, testset, scorers, args, device):
-    """Scores (N,) by metric and videos uint8 (N, T, H, W, C) by name, over the test set."""
+def evaluate(model, testset, scorers, fvd, args, device):
+    """Scores (N,) by metric and videos uint8 (N, T, H, W, C) by name, over the test set; `fvd`, if not None, is updated."""
     scores, videos = defaultdict(list), {}
     n = args.n_videos or len(testset)
     with tqdm(total=n * args.n_samples, unit='sample', dynamic_ncols=True) as bar:
         for start in range(0, n, args.batch_size):
             indices = range(start, min(start + args.batch_size, n))
-            x = to_video(torch.from_numpy(testset.videos(indices)), device)
+            truth = testset.videos(indices)
+            x = to_video(torch.from_numpy(truth), device)
             given, target = x[:args.nt_cond], x[args.nt_cond:]
             if args.baseline == 'last_frame':
                 futures = LastFrame(given, len(target))
             else:
                 noise = draw_noise(model, args.test_seed, 'test', indices, args.n_samples, args.nt_gen)
                 futures = Futures(model, given, len(target), noise, args.n_euler_steps)
-            batch_scores, frames = evaluate_batch(futures, target, scorers, lambda: bar.update(len(indices)))
+            batch_scores, frames = evaluate_batch(futures, target, scorers, max(N_RANDOM, args.fvd_samples), lambda: bar.update(len(indices)))
+            frames = {name: video.permute(0, 1, 3, 4, 2).cpu().numpy() for name, video in frames.items()}  # (T, B, H, W, C)
+            if fvd is not None:
+                fvd.update(truth[:args.nt_cond], truth[args.nt_cond:], [frames[f'random_{k + 1}'] for k in range(args.fvd_samples)])
+            for k in range(N_RANDOM, args.fvd_samples):
+                del frames[f'random_{k + 1}']
             for name, score in batch_scores.items():
                 scores[name].append(score.cpu().numpy())
             for name, video in frames.items():
-                video = video.permute(1, 0, 3, 4, 2).cpu().numpy()  # (B, T, H, W, C)
                 if name not in videos:
-                    videos[name] = np.empty((n, *video.shape[1:]), np.uint8)
-                videos[name][indices] = video
+                    videos[name] = np.empty((n, len(video), *video.shape[2:]), np.uint8)
+                videos[name][indices] = video.swapaxes(0, 1)
             if any(np.isnan(s[-1]).any() for s in scores.values()):
                 raise UserError(f'{args.model_name} predicts frames that are not numbers; the weights are damaged, take another checkpoint')
             bar.set_postfix({k: f'{np.concatenate(s).mean():.4f}' for k, s in scores.items()})
@@ -106,41 +116,77 @@ def draw_pictures(folder, testset, videos, metric, args):
     return files
 
 
+def build_fvd(args, n_videos, device):
+    """The Fréchet video distance, to be updated; None if it is not asked for."""
+    if not args.fvd:
+        return None
+    metrics.fvd.check_sizes(n_videos, args.nt_gen, 'the test set, by --n_videos and --nt_gen,')
+    return metrics.fvd.FVD(metrics.fvd.build_embedding(args.i3d_path, args.fvd_backend, device), args.fvd_samples)
+
+
+def get_protocol(args, config, testset, n_videos, digest, fvd):
+    """What the scores depend on."""
+    protocol = {
+        'dataset': config.dataset, 'clips': n_videos, 'conditioning_frames': args.nt_cond,
+        'predicted_frames': args.nt_gen - args.nt_cond, 'samples': args.n_samples, 'n_euler_steps': args.n_euler_steps,
+        'seed': args.test_seed, 'lpips_version': metrics.lpips.VERSION if 'lpips' in args.metrics else None,
+        'baseline': args.baseline, 'checkpoint': None if args.baseline else args.model_name, 'checkpoint_sha256': digest}
+    if config.dataset == 'smmnist':
+        protocol |= {k: getattr(config, k) for k in ('digits', 'ndigits', 'max_speed', 'deterministic')}
+    if fvd is not None:
+        protocol['fvd'] = {
+            'frames': args.nt_gen, 'conditioning_frames_included': True, 'resolution': list(testset.videos([0]).shape[2:4]),
+            'clips': n_videos, 'samples': args.fvd_samples, 'seed': args.test_seed, 'embedding': metrics.fvd.EMBEDDING,
+            'backend': args.fvd_backend, 'weights_sha256': fvd.embed.sha256}
+    return protocol
+
+
+def print_fvd(protocol):
+    """Print the protocol of the Fréchet video distance."""
+    p = protocol['fvd']
+    print(f'FVD: {p["frames"]} frames, the {protocol["conditioning_frames"]} given ones included, {p["resolution"][0]} x {p["resolution"][1]}, '
+          f'{p["clips"]} clips, {p["samples"]} random sample{"s" if p["samples"] > 1 else ""}, seed {p["seed"]}\n'
+          f'     {p["embedding"]}, by {"TensorFlow" if p["backend"] == "tfhub" else "PyTorch"}, weights {p["weights_sha256"]}', flush=True)
+
+
 def main(argv=None):
     args, config = resolve(argv)
     device = get_device(args.device)
     scorers = build_metrics(args.metrics, args.lpips_dir, device)
     model, digest = get_model(args, config, device)
     testset = load_test(config, args.data_dir, args.nt_gen)
-    if args.n_videos is not None and args.n_videos > len(testset):
-        raise UserError(f'--n_videos {args.n_videos}: the test set has {len(testset)}; give at most as many')
+    n_videos = args.n_videos or len(testset)
+    if n_videos > len(testset):
+        raise UserError(f'--n_videos {n_videos}: the test set has {len(testset)}; give at most as many')
+    fvd = build_fvd(args, n_videos, device)
+    protocol = get_protocol(args, config, testset, n_videos, digest, fvd)
     out_dir = make_folder(args.out_dir, '--out_dir')
 
-    print(f'evaluating {args.baseline or args.model_name} on {describe(device)}: {args.n_videos or len(testset)} videos of '
+    print(f'evaluating {args.baseline or args.model_name} on {describe(device)}: {n_videos} videos of '
           f'{config.dataset}, {args.nt_cond} frames given, {args.nt_gen - args.nt_cond} predicted, {args.n_samples} samples, '
           f'{args.n_euler_steps} Euler steps a frame, seed {args.test_seed}', flush=True)
     if 'lpips' in scorers:
         print(f'LPIPS: AlexNet, version {metrics.lpips.VERSION}')
-    scores, videos = evaluate(model, testset, scorers, args, device)
+    if fvd is not None:
+        print_fvd(protocol)
+    scores, videos = evaluate(model, testset, scorers, fvd, args, device)
 
     write_npz(out_dir / 'results.npz', **scores)
     for name, samples in videos.items():
         write_npz(out_dir / f'{name}.npz', samples=samples)
     files = draw_pictures(out_dir / 'pictures', testset, videos, args.metrics[0], args)
     table = summary(scores)
+    lines = [f'{name.upper():>5} {score["mean"]:.{metrics.METRICS[name].digits}f} ± {score["ci95"]:.{metrics.METRICS[name].digits}f} '
+             f'{metrics.METRICS[name].unit}' for name, score in table.items()]
+    if fvd is not None:
+        mean, std = fvd.result()
+        fvd.embed.close()
+        table['fvd'] = {'mean': mean, 'std': std}
+        lines.append(f'  FVD {mean:.2f}' + (f' ± {std:.2f} (standard deviation over {args.fvd_samples} samples)' if args.fvd_samples > 1 else ''))
     finite = {name: {k: v if math.isfinite(v) else None for k, v in score.items()} for name, score in table.items()}
-    result = {'scores': finite, 'protocol': {
-        'dataset': config.dataset, 'clips': len(videos['cond_rec']), 'conditioning_frames': args.nt_cond,
-        'predicted_frames': args.nt_gen - args.nt_cond, 'samples': args.n_samples, 'n_euler_steps': args.n_euler_steps,
-        'seed': args.test_seed, 'lpips_version': metrics.lpips.VERSION if 'lpips' in scorers else None,
-        'baseline': args.baseline, 'checkpoint': None if args.baseline else args.model_name, 'checkpoint_sha256': digest}}
-    if config.dataset == 'smmnist':
-        result['protocol'] |= {k: getattr(config, k) for k in ('digits', 'ndigits', 'max_speed', 'deterministic')}
-    write_json(out_dir / 'results.json', result)
+    write_json(out_dir / 'results.json', {'scores': finite, 'protocol': protocol})
 
-    for name, score in table.items():
-        metric = metrics.METRICS[name]
-        print(f'{name.upper():>5} {score["mean"]:.{metric.digits}f} ± {score["ci95"]:.{metric.digits}f} {metric.unit}')
+    print('\n'.join(lines))
     print(f'results in {out_dir}: results.json, results.npz, {", ".join(f"{k}.npz" for k in sorted(videos))}')
     if files:
         print('pictures: ' + ', '.join(map(str, files)))

@@ -1,5 +1,6 @@
-"""Checkpoints, random numbers and devices."""
+"""Checkpoints, random numbers, devices and memory."""
 
+import ctypes
 import numpy as np
 import torch
 
@@ -96,3 +97,19 @@ def describe(device):
 def to_video(batch, device):
     """Videos of a loader, uint8 (T, B, H, W, C), on `device` as float in [0, 1], (T, B, C, H, W)."""
     return batch.to(device, non_blocking=True).permute(0, 1, 4, 2, 3).float() / 255
+
+
+# Memory
+
+def keep_memory():
+    """Let the C library keep freed memory for later use instead of returning large blocks to the system one by one (glibc).
+
+    Each block obtained anew is cleared page by page, which takes an eighth of the time of I3D on a CPU.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return  # another C library
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+    mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)

@@ -1,13 +1,14 @@
 """Measure what the code claims, as ratios in one run: `python -m benchmarks`. See benchmarks/README.md."""
 
 import argparse
+import itertools
 import platform
 import tempfile
 from pathlib import Path
 
 import torch
 
-from benchmarks import data
+from benchmarks import data, fvd
 
 
 def main():
@@ -17,7 +18,7 @@ def main():
     print(f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, '
           f'torch {torch.__version__}\n\n| what | plain | here | ratio |\n|---|---|---|---|', flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for row in data.rows(Path(folder), args.gigabytes):
+        for row in itertools.chain(data.rows(Path(folder), args.gigabytes), fvd.rows(Path(folder))):
             print('| ' + ' | '.join(row) + ' |', flush=True)
 
 

@@ -128,7 +128,8 @@ def worker_memory(folder, gigabytes, n_batches=2000, n_workers=4):
         if i == n_batches - 4 * n_workers:  # before they end
             after = [private_megabytes(p) for p in pids]
     growth = max(b - a for a, b in zip(before, after))
-    return f'{n_workers} workers, {n_batches:,} batches of a set of {n * block.nbytes / 1e9:.1f} GB: largest growth of private memory, MB', '', f'{growth:.1f}', ''
+    what = f'{n_workers} workers, {n_batches:,} batches of a set of {n * block.nbytes / 1e9:.1f} GB: largest growth of private memory, MB'
+    return what, '', f'{growth:.1f}', ''
 
 
 def rows(folder, gigabytes):

@@ -183,7 +183,6 @@ def test_colour_pictures(tmp_path):
     (['--n_videos', '501'], 'the test set has 500'),
     (['--model_name', 'none.pt'], 'none.pt does not exist'),
     (['--device', '99'], 'CUDA devices found'),
-    (['--fvd'], '--fvd'),
     (['--xp_dir', 'nowhere'], 'nowhere/config.json does not exist'),
     (['--data_dir', 'nowhere'], 'make it with'),
     (['--lpips_dir', 'nowhere', '--metrics', 'lpips'], 'is not a folder'),

@@ -54,7 +54,7 @@ def test_evaluation_keeps_the_best_and_the_worst(model):
     noise = draw_noise(model, 1, 'test', range(3), 7, 6)
     futures = Futures(model, x[:3], 3, noise)
     seen = []
-    scores, frames = evaluate_batch(futures, x[3:], {'psnr': PSNR(), 'ssim': SSIM()}, lambda: seen.append(1))
+    scores, frames = evaluate_batch(futures, x[3:], {'psnr': PSNR(), 'ssim': SSIM()}, 5, lambda: seen.append(1))
     assert len(seen) == 7
     samples = torch.stack(list(futures))  # (S, T, B, C, H, W)
     for name, function in (('psnr', psnr), ('ssim', ssim)):

@@ -1,0 +1,47 @@
+"""Embedding of videos by I3D: the TensorFlow module against PyTorch, both with random weights, on the CPU."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.data import compare
+from metrics.fvd import build_embedding
+from metrics.fvd.weights import parameters
+
+N = 16  # clips measured
+
+
+def random_module(folder):
+    """Folder as the TF-Hub module, with random weights: time does not depend on them."""
+    rng = np.random.RandomState(0)
+    variables = {}
+    for _, name, (n_out, *rest) in parameters():
+        shape = (*rest[1:], rest[0], n_out) if name.endswith('/w') else (n_out,) if name.endswith('/b') else (1, 1, 1, 1, n_out)
+        variables[name] = (0.05 * rng.randn(*shape) ** 2).astype(np.float32)
+    np.savez(folder / 'variables.npz', **variables)
+    script = Path(__file__).parents[1] / 'tests' / 'i3d_module.py'
+    subprocess.run([sys.executable, script, folder / 'variables.npz', folder / 'i3d'], check=True, capture_output=True)
+    return folder / 'i3d'
+
+
+def rows(folder):
+    """Yield the rows of the table: what, plain, here, ratio."""
+    module = random_module(folder)
+    embeddings = [build_embedding(module, backend) for backend in ('tfhub', 'torch')]
+    for colour, channels in (('grey', 1), ('colour', 3)):
+        videos = np.random.RandomState(0).randint(0, 256, (N, 40, 64, 64, channels)).astype(np.uint8)
+
+        def run(embed):
+            def timed():
+                start = time.perf_counter()
+                embed(videos)
+                return (time.perf_counter() - start) * 1000 / N
+            timed()
+            return timed
+        plain, here, ratio = compare(*map(run, embeddings))
+        yield (f'FVD, seconds for 1,000 {colour} clips of 40 frames, from {N}: TensorFlow module / here', f'{plain:.0f}', f'{here:.0f}',
+               f'{ratio:.2f}')
+    embeddings[0].close()

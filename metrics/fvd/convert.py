@@ -1,0 +1,17 @@
+"""Convert the TF-Hub module of I3D to PyTorch: `python -m metrics.fvd.convert MODULE`. TensorFlow runs in a process of its own."""
+
+from args import Parser
+from files import run_script
+from metrics.fvd import tfhub, weights
+
+
+def main(argv=None):
+    parser = Parser('Convert the TF-Hub module deepmind/i3d-kinetics-400/1 to a .pt file next to it.')
+    parser.add_argument('module', nargs='?', help=f'its folder or archive, from {weights.URL}; searched in the cache if absent')
+    module = weights.find(parser.parse_args(argv).module, 'tfhub')
+    path = weights.convert(module)
+    print(f'{path}: SHA-256 of the weights {tfhub.variables_sha256(weights.to_tensorflow(weights.load_state(path)))}')
+
+
+if __name__ == '__main__':
+    run_script(main)

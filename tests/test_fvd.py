@@ -1,0 +1,413 @@
+"""Fréchet video distance: golden numbers of TensorFlow, plain formulas, weights in all their forms, and the scripts."""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+import torch.nn.functional as F
+
+import metrics.fvd
+from conftest import GOLDEN, ROOT
+from files import UserError
+from metrics.fvd import FVD, Embedding, __main__ as script, build_embedding, convert, fvd, i3d, tfhub, weights
+from metrics.fvd.frechet import frechet_distance
+from test_evaluation import evaluation
+
+golden = np.load(GOLDEN / 'i3d.npz', allow_pickle=False)
+
+
+def grad(n_frames):
+    b, t, i, j, c = np.ogrid[:2, :n_frames, :64, :64, :3]
+    v = ((4 + b) * i + 3 * j + 5 * t * (c + 1) + 40 * c + 97 * b) % 511
+    return np.where(v > 255, 510 - v, v).astype(np.uint8)
+
+
+VIDEOS = {'noise16': lambda: np.random.RandomState(7).randint(0, 256, (3, 16, 64, 64, 3)).astype(np.uint8),
+          'grad12': lambda: grad(12), 'grad25': lambda: grad(25)}
+
+
+@functools.cache
+def random_variables():
+    """The random weights of the golden logits, by the names of TensorFlow."""
+    rng, variables = np.random.RandomState(1234), {}
+    for name, (out, *rest) in sorted((name, shape) for _, name, shape in weights.parameters()):
+        kind = name.rsplit('/')[-1]
+        if kind == 'w':
+            shape = (*rest[1:], rest[0], out)
+            value = rng.randn(*shape) * np.sqrt(2 / np.prod(shape[:-1]))
+        elif kind == 'moving_variance':
+            value = 0.5 + rng.rand(1, 1, 1, 1, out)
+        else:
+            value = 0.1 * rng.randn(*((out,) if kind == 'b' else (1, 1, 1, 1, out)))
+        variables[name] = value.astype(np.float32)
+    return variables
+
+
+@functools.cache
+def random_state():
+    return weights.from_tensorflow(random_variables(), 'these')
+
+
+@functools.cache
+def random_embedding():
+    return Embedding(random_state())
+
+
+@pytest.fixture(scope='module')
+def module(tmp_path_factory):
+    """Folder of a module as TF-Hub's, with the random weights. SRVP_I3D_GRAPH names a folder with the graph of the real one."""
+    folder = tmp_path_factory.mktemp('i3d')
+    np.savez(folder / 'variables.npz', **random_variables())
+    graph = [os.environ['SRVP_I3D_GRAPH']] if 'SRVP_I3D_GRAPH' in os.environ else []
+    subprocess.run([sys.executable, ROOT / 'tests' / 'i3d_module.py', folder / 'variables.npz', folder / 'module', *graph], check=True,
+                   capture_output=True)
+    return folder / 'module'
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv('SRVP_CACHE', str(tmp_path / 'cache'))
+    (tmp_path / 'cache').mkdir()
+    return tmp_path / 'cache'
+
+
+class MeanColour:
+    """An embedding that costs nothing."""
+    sha256 = 'none'
+
+    def __call__(self, videos):
+        return np.concatenate([videos.mean((2, 3, 4)), videos.std((2, 3, 4))], 1)
+
+    def close(self):
+        self.closed = True
+
+
+# Network
+
+@pytest.mark.parametrize('name', VIDEOS)
+def test_golden_logits(name):
+    videos = VIDEOS[name]()
+    assert hashlib.sha256(i3d.preprocess(torch.from_numpy(videos)).numpy().tobytes()).hexdigest() == golden[f'pre_sha256_{name}']
+    expected = golden[f'logits_{name}']
+    assert abs(random_embedding()(videos) - expected).max() < 1e-5 * abs(expected).max()
+
+
+def test_preprocessing_of_other_sizes_is_the_formula():
+    videos = np.random.RandomState(0).randint(0, 256, (1, 1, 48, 91, 1)).astype(np.uint8)
+    found = i3d.preprocess(torch.from_numpy(videos))[0, 0, :, :, 0]
+    x = videos[0, 0, :, :, 0].astype(np.float32)
+    for i, j in [(0, 0), (223, 223), (100, 37), (5, 220)]:
+        (y0, y1, fy), (x0, x1, fx) = ((int(p), min(int(np.ceil(p)), n - 1), p - np.floor(p))
+                                      for p, n in ((np.float32(i) * np.float32(48 / 224), 48), (np.float32(j) * np.float32(91 / 224), 91)))
+        top, bottom = (x[y, x0] + (x[y, x1] - x[y, x0]) * fx for y in (y0, y1))
+        assert found[i, j] == np.float32(2) * (top + (bottom - top) * fy) / np.float32(255) - np.float32(1)
+
+
+def test_grey_videos_are_three_equal_channels():
+    grey = np.random.RandomState(0).randint(0, 256, (2, 9, 64, 64, 1)).astype(np.uint8)
+    colour = random_embedding()(np.repeat(grey, 3, -1))
+    assert abs(random_embedding()(grey) - colour).max() < 1e-6 * abs(colour).max()
+
+
+def pad_same(x, kernel, stride):
+    """Zeros around x (N, C, T, H, W), by the formula of TensorFlow."""
+    totals = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in zip(x.shape[2:], kernel, stride)]
+    return F.pad(x, [p for t in totals[::-1] for p in (t // 2, t - t // 2)])
+
+
+@pytest.mark.parametrize('kernel, stride', [((1, 3), (1, 2)), ((3, 3), (2, 2)), ((2, 2), (2, 2)), ((3, 3), (1, 1))])
+@pytest.mark.parametrize('n', [2, 3, 4, 9])
+def test_max_pool_is_the_plain_one(kernel, stride, n):
+    x = torch.rand(2, n, 6, 10, 5, generator=torch.Generator().manual_seed(n))
+    kernel3, stride3 = ((t, s, s) for t, s in (kernel, stride))
+    expected = F.max_pool3d(pad_same(x.movedim(-1, 1), kernel3, stride3), kernel3, stride3)
+    assert torch.equal(i3d.max_pool(x, kernel, stride), expected.movedim(1, -1))
+
+
+@pytest.mark.parametrize('name, stride, n', [('Conv3d_1a_7x7', 2, 5), ('Conv3d_1a_7x7', 2, 6), ('Conv3d_2b_1x1', 1, 3), ('Conv3d_2c_3x3', 1, 4)])
+def test_unit_is_convolution_normalisation_and_relu(name, stride, n):
+    state = random_state()
+    weight, (mean, variance, beta) = state[f'{name}.conv3d.weight'], (state[f'{name}.bn.{k}'] for k in ('running_mean', 'running_var', 'bias'))
+    x = torch.rand(2, n, 8, 9, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    h = F.conv3d(pad_same(x.movedim(-1, 1), weight.shape[2:], (stride,) * 3), weight, None, stride).movedim(1, -1)
+    expected = F.relu((h - mean) * (variance + 1e-3).rsqrt() + beta)
+    torch.testing.assert_close(i3d.Unit(state, name, stride=stride)(x), expected, rtol=1e-5, atol=1e-5)
+
+
+# Distance
+
+@pytest.mark.parametrize('n1, n2, expected', [(64, 64, 712.955490286), (64, 100, 682.367537713), (256, 256, 409.358529221),
+                                              (1000, 1000, 148.876760716)])
+def test_golden_distances(n1, n2, expected):
+    r = np.random.RandomState(3)
+    x, y = r.randn(n1, 400), 1.2 * r.randn(n2, 400) + 0.3
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(y, x) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(x, x) < 1e-6
+
+
+def test_distance_is_the_formula_where_covariances_are_regular():
+    r = np.random.RandomState(0)
+    x, y = r.randn(50, 5) @ r.randn(5, 5), r.randn(70, 5) + 1
+    s, t = np.cov(x.T), np.cov(y.T)
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s + t - 2 * scipy.linalg.sqrtm(s @ t).real)
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-10)
+
+
+def test_distance_of_constant_features_and_of_bad_ones():
+    assert frechet_distance(np.ones((20, 4)), np.ones((30, 4))) == 0
+    assert frechet_distance(np.ones((20, 4)), np.full((30, 4), 3.)) == pytest.approx(16)
+    x = np.random.RandomState(0).randn(20, 4)
+    for bad in (float('nan'), float('inf')):
+        y = x.copy()
+        y[3, 2] = bad
+        with pytest.raises(ValueError, match='not finite'):
+            frechet_distance(x, y)
+    for y in (x[:1], x[:, :3], x[0]):
+        with pytest.raises(ValueError, match='shapes'):
+            frechet_distance(x, y)
+
+
+# Videos
+
+def test_fvd_of_sets_of_videos():
+    r = np.random.RandomState(0)
+    x, y = (r.randint(0, 256, (n, 9, 8, 8, 3)).astype(np.uint8) for n in (16, 23))
+    value = fvd(x, y, MeanColour(), batch_size=5)
+    assert value == pytest.approx(frechet_distance(MeanColour()(x), MeanColour()(y))) and value > 0
+    assert fvd(torch.from_numpy(x), torch.from_numpy(y), MeanColour()) == pytest.approx(value)
+    constant = np.full((16, 9, 8, 8, 1), 7, np.uint8)
+    assert fvd(constant, constant, MeanColour()) == fvd(x, x, MeanColour()) == pytest.approx(0, abs=1e-6)
+    assert fvd(constant, constant + 1, MeanColour()) == pytest.approx(9)
+
+
+def test_fvd_of_constant_videos_by_the_network():
+    black = np.zeros((16, 9, 16, 16, 1), np.uint8)
+    assert fvd(black, black, random_embedding()) < 1e-6
+
+
+@pytest.mark.parametrize('x, y, message', [
+    ((15, 9, 8, 8, 3), (16, 9, 8, 8, 3), 'the first set has 15 videos, .* at least 16'),
+    ((16, 8, 8, 8, 3), (16, 8, 8, 8, 3), 'the first set has videos of 8 frames, .* at least 9'),
+    ((16, 9, 8, 8, 3), (16, 10, 8, 8, 3), 'videos of 9 and 10 frames'),
+    ((16, 9, 8, 8, 3), (16, 9, 8, 8), r'the second set has shape \(16, 9, 8, 8\)'),
+    ((16, 9, 8, 8, 3), (16, 9, 8, 8, 2), 'C 1 or 3'),
+])
+def test_errors_of_sets(x, y, message):
+    with pytest.raises(UserError, match=message):
+        fvd(np.zeros(x, np.uint8), np.zeros(y, np.uint8), MeanColour())
+
+
+def test_features_that_are_not_numbers():
+    with pytest.raises(UserError, match='not finite numbers; check the videos and the weights'):
+        fvd(*np.zeros((2, 16, 9, 8, 8, 1), np.uint8), lambda videos: np.full((len(videos), 4), np.nan))
+    with pytest.raises(UserError, match='float64'):
+        fvd(*np.zeros((2, 16, 9, 8, 8, 1)), MeanColour())
+
+
+def test_batches_of_samples():
+    r = np.random.RandomState(0)
+    given, target, *samples = (r.randint(0, 256, (n, 20, 8, 8, 3)).astype(np.uint8) for n in (3, 6, 6, 6))
+    score = FVD(MeanColour(), 2)
+    for part in (slice(0, 7), slice(7, 20)):
+        score.update(given[:, part], target[:, part], [s[:, part] for s in samples])
+    whole = [np.concatenate([given, end]).swapaxes(0, 1) for end in (target, *samples)]
+    distances = [fvd(whole[0], s, MeanColour()) for s in whole[1:]]
+    assert score.result() == pytest.approx((np.mean(distances), np.std(distances)))
+    assert score.result()[1] > 0
+
+
+# Weights
+
+def test_parameters_are_those_of_the_module():
+    assert len(weights.parameters()) == 230 and sum(np.prod(shape) for *_, shape in weights.parameters()) == 12_704_544
+    assert tfhub.variables_sha256(random_variables()) == golden['weights_sha256'] == random_embedding().sha256
+    back = weights.to_tensorflow(random_state())
+    assert all(np.array_equal(back[k], v) for k, v in random_variables().items())
+
+
+def test_checkpoint_of_the_port(tmp_path):
+    """With batch norm's scale of ones and counters, which it has, or without them."""
+    extra = {k.replace('bias', 'num_batches_tracked'): torch.tensor(3) for k in random_state() if k.endswith('.bn.bias')}
+    for name, state in (('rgb_imagenet.pt', {**random_state(), **extra}),
+                        ('a.pt', {k: v for k, v in random_state().items() if not k.endswith('.bn.weight')})):
+        torch.save(state, tmp_path / name)
+        assert build_embedding(tmp_path / name).sha256 == golden['weights_sha256']
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'Mixed_3b.b1b.conv3d.weight': None}, 'Mixed_3b.b1b.conv3d.weight is missing'),
+    ({'logits.conv3d.bias': torch.zeros(157)}, r'logits.conv3d.bias is of shape \(157,\), expected \(400,\)'),
+    ({'Mixed_5c.b0.bn.weight': torch.full((384,), 1.1)}, 'Mixed_5c.b0.bn.weight is not 1 everywhere'),
+])
+def test_other_networks_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        weights.check_state({k: v for k, v in {**random_state(), **change}.items() if v is not None}, 'x.pt')
+
+
+def test_search_in_the_cache(cache, tmp_path):
+    with pytest.raises(UserError, match=f'not in {cache}; download https://.* to {cache}/i3d-kinetics-400_1.tar.gz, or .* --i3d_path'):
+        weights.find()
+    for name in ('rgb_imagenet.pt', 'i3d_pretrained_400.pt', 'i3d-kinetics-400_1.tar.gz'):
+        (cache / name).touch()
+        assert weights.find() == cache / name
+    (cache / 'i3d-kinetics-400_1.pt').touch()
+    assert weights.find() == cache / 'i3d-kinetics-400_1.pt'
+    assert weights.find(backend='tfhub') == cache / 'i3d-kinetics-400_1.tar.gz'
+    (cache / 'i3d-kinetics-400_1').mkdir()
+    (cache / 'i3d-kinetics-400_1' / 'saved_model.pb').touch()
+    assert weights.find(backend='tfhub') == cache / 'i3d-kinetics-400_1'
+    with pytest.raises(UserError, match='--i3d_path nowhere does not exist'):
+        weights.find('nowhere')
+    with pytest.raises(UserError, match='no TF-Hub module: .* or a .pt file'):
+        weights.find(tmp_path)
+    with pytest.raises(UserError, match='no TF-Hub module: .* by --fvd_backend tfhub'):
+        weights.find(cache / 'rgb_imagenet.pt', 'tfhub')
+
+
+# The TF-Hub module
+
+def test_both_backends_are_equal(module):
+    videos = np.concatenate([VIDEOS['grad12'](), VIDEOS['noise16']()[:1, :12]])
+    reference = build_embedding(module, 'tfhub')
+    ours = build_embedding(module)  # converts it
+    assert (module.with_name('module.pt')).exists() and ours.sha256 == reference.sha256 == golden['weights_sha256']
+    for x in (videos, videos[:2, :, :, :48, :1]):
+        expected = reference(x)
+        assert abs(ours(x) - expected).max() < 1e-5 * abs(expected).max()
+    assert abs(reference(videos)[:2] - golden['logits_grad12']).max() < 1e-5 * abs(golden['logits_grad12']).max()
+    reference.close()
+    assert 'tensorflow' not in sys.modules
+
+
+def test_conversion_of_an_archive(module, tmp_path, capsys):
+    with tarfile.open(tmp_path / 'm.tar.gz', 'w:gz') as tar:
+        tar.add(module, './')
+        tar.add(module / 'saved_model.pb', '../outside')  # is left aside
+    convert.main([str(tmp_path / 'm.tar.gz')])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['m.pt', 'm.tar.gz']
+    assert f'{tmp_path}/m.pt: SHA-256 of the weights {golden["weights_sha256"]}' in capsys.readouterr().out
+    assert torch.equal(weights.load_state(tmp_path / 'm.pt')['Conv3d_1a_7x7.conv3d.weight'], random_state()['Conv3d_1a_7x7.conv3d.weight'])
+
+
+def test_modules_that_cannot_be_read(module, tmp_path):
+    (tmp_path / 'a.tar.gz').write_bytes(b'no archive')
+    with pytest.raises(UserError, match='a.tar.gz is no tar archive or is damaged'):
+        build_embedding(tmp_path / 'a.tar.gz')
+    (tmp_path / 'b').mkdir()
+    shutil.copy(module / 'saved_model.pb', tmp_path / 'b')
+    with pytest.raises(UserError, match='lacks variables/variables.index'):
+        build_embedding(tmp_path / 'b')
+    shutil.copytree(module, tmp_path / 'c')
+    (tmp_path / 'c' / 'saved_model.pb').write_bytes(b'no graph')
+    with pytest.raises(UserError, match='c could not be run by TensorFlow'):
+        build_embedding(tmp_path / 'c', 'tfhub')
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.tar.gz', 'b', 'c']
+
+
+def test_tensorflow_and_pytorch_do_not_meet():
+    code = (f'import sys, runpy; sys.argv = ["tfhub.py"]; sys.path[0] = "{ROOT}/metrics/fvd"\n'
+            f'try: runpy.run_path("{ROOT}/metrics/fvd/tfhub.py", run_name="__main__")\n'
+            'except ValueError: print("torch" in sys.modules)')
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'False'
+
+
+# Scripts
+
+@pytest.fixture(scope='module')
+def i3d_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp('weights') / 'i3d.pt'
+    torch.save(random_state(), path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def test_set(tmp_path_factory):
+    from preprocessing.mmnist import make_test_set
+    folder = tmp_path_factory.mktemp('nine_frames')
+    make_test_set.main(['--data_dir', str(folder), '--seq_len', '9', '--digit_source', 'mnist5k'])
+    return folder
+
+
+def run_test(run_dir, test_set, out_dir, *more):
+    evaluation.main(['--xp_dir', str(run_dir), '--data_dir', str(test_set), '--out_dir', str(out_dir), '--metrics', 'psnr', '--n_pictures', '0',
+                     '--nt_gen', '9', '--n_videos', '16', '--n_samples', '2', '--batch_size', '7', *more])
+
+
+def test_evaluation_with_fvd(run_dir, test_set, i3d_path, tmp_path, capsys):
+    run_test(run_dir, test_set, tmp_path, '--fvd', '--i3d_path', str(i3d_path))
+    result = json.loads((tmp_path / 'results.json').read_text())
+    assert result['protocol']['fvd'] == {
+        'frames': 9, 'conditioning_frames_included': True, 'resolution': [64, 64], 'clips': 16, 'samples': 1, 'seed': 1,
+        'embedding': metrics.fvd.EMBEDDING, 'backend': 'torch', 'weights_sha256': str(golden['weights_sha256'])}
+    assert result['scores']['fvd']['std'] == 0
+    out = capsys.readouterr().out
+    assert 'FVD: 9 frames, the 3 given ones included, 64 x 64, 16 clips, 1 random sample, seed 1' in out
+    value = f'FVD {result["scores"]["fvd"]["mean"]:.2f}'
+    assert value in out
+
+    # The same by hand: true and predicted videos, the given frames in front
+    truth = true_videos(test_set)
+    np.savez(tmp_path / 'truth.npz', samples=truth[..., 0])
+    np.save(tmp_path / 'predicted.npy', predicted_videos(truth, tmp_path, 1))
+    script.main([str(tmp_path / 'truth.npz'), str(tmp_path / 'predicted.npy'), '--i3d_path', str(i3d_path)])
+    out = capsys.readouterr().out
+    assert value in out and 'predicted.npy: 16 videos of 9 frames, 64 x 64, 1 channel' in out and str(golden['weights_sha256']) in out
+
+
+def true_videos(test_set):
+    with np.load(test_set / 'smmnist5k_test_2digits_64.npz', allow_pickle=False) as f:
+        return f['sequences'][:, :16].swapaxes(0, 1)[..., None]
+
+
+def predicted_videos(truth, folder, i):
+    with np.load(folder / f'random_{i}.npz', allow_pickle=False) as f:
+        return np.concatenate([truth[:, :3], f['samples']], 1)
+
+
+def test_mean_over_samples(run_dir, test_set, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(metrics.fvd, 'build_embedding', lambda *_: MeanColour())
+    run_test(run_dir, test_set, tmp_path, '--fvd', '--fvd_samples', '2')
+    truth = true_videos(test_set)
+    distances = [fvd(truth, predicted_videos(truth, tmp_path, i), MeanColour()) for i in (1, 2)]
+    scores = json.loads((tmp_path / 'results.json').read_text())['scores']
+    assert scores['fvd'] == {'mean': pytest.approx(np.mean(distances)), 'std': pytest.approx(np.std(distances))}
+    assert f'FVD {np.mean(distances):.2f} ± {np.std(distances):.2f} (standard deviation over 2 samples)' in capsys.readouterr().out
+    run_test(run_dir, test_set, tmp_path, '--fvd', '--n_samples', '7', '--fvd_samples', '7')  # more than are saved
+    assert sorted(p.name for p in tmp_path.glob('random*')) == [f'random_{i}.npz' for i in range(1, 6)]
+
+
+@pytest.mark.parametrize('more, message', [
+    (['--fvd', '--n_videos', '15'], 'the test set, by --n_videos and --nt_gen, has 15 videos'),
+    (['--fvd', '--nt_gen', '8'], 'videos of 8 frames'),
+    (['--fvd', '--fvd_samples', '3'], '--fvd_samples 3 is more than the 2 samples'),
+    (['--fvd', '--i3d_path', 'nowhere'], '--i3d_path nowhere does not exist'),
+    (['--fvd'], 'not in .*cache'),
+    (['--fvd_samples', '2'], 'need --fvd'),
+])
+def test_errors_of_options(run_dir, test_set, tmp_path, cache, more, message):
+    with pytest.raises(UserError, match=message):
+        run_test(run_dir, test_set, tmp_path / 'out', *more)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_errors_of_files(tmp_path, i3d_path):
+    good = tmp_path / 'good.npy'
+    np.save(good, np.zeros((16, 9, 8, 8), np.uint8))
+    np.save(tmp_path / 'float.npy', np.zeros((16, 9, 8, 8)))
+    np.savez(tmp_path / 'two.npz', a=np.zeros(3), b=np.zeros(3))
+    np.savez(tmp_path / 'pickle.npz', samples=np.array([{}], object))
+    (tmp_path / 'text.npz').write_text('no')
+    for name, message in (('nowhere.npz', 'does not exist'), ('float.npy', 'holds float64'), ('two.npz', 'holds a, b; expected one'),
+                          ('pickle.npz', 'is not a .npy or .npz file'), ('text.npz', 'is not a .npy or .npz file')):
+        with pytest.raises(UserError, match=message):
+            script.main([str(good), str(tmp_path / name), '--i3d_path', str(i3d_path)])
