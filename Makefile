@@ -15,11 +15,10 @@ test: $(VENV)/installed
 
 # An interrupted demo goes on where it was.
 demo: $(VENV)/installed
-	@test -f $(RUN)/state.pt || rm -rf $(RUN)
 	@mkdir -p $(DATA)
 	test -f $(DATA)/smmnist5k_test_2digits_64.npz || \
 		$(IN_VENV) -m preprocessing.mmnist.make_test_set --data_dir $(DATA) --digit_source mnist5k --seq_len 20
-	@if test -f $(RUN)/state.pt; then set -x; $(IN_VENV) train.py --resume --save_path $(RUN); \
+	@if test -f $(RUN)/config.json; then set -x; $(IN_VENV) train.py --resume --save_path $(RUN); \
 	else set -x; $(IN_VENV) train.py --config configs/demo.yaml --data_dir $(DATA) --save_path $(RUN); fi
 	$(IN_VENV) test.py --xp_dir $(RUN) --data_dir $(DATA) --nt_gen 20 --n_samples 20 --n_videos 50 --metrics psnr ssim
 

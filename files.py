@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,10 @@ def run_script(main):
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # of `| head`, or of `| tee` after Ctrl-C
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)
@@ -44,6 +49,8 @@ def make_folder(path, option):
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'{option} {path} cannot be created ({error.strerror}); give another folder') from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f'{option} {path} cannot be written to; give another folder')
     return Path(path)
 
 

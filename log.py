@@ -28,12 +28,12 @@ class RunLog:
         if step and self.path.exists():
             with open(self.path, newline='') as f:
                 # a line cut short by a kill lacks columns
-                kept = [row for row in csv.DictReader(f) if None not in row.values() and int(row['step']) <= step]
+                kept = [row for row in csv.DictReader(f) if None not in row.values() and row['step'].isdigit() and int(row['step']) <= step]
         with replacing(self.path) as tmp, open(tmp, 'w', newline='') as f:
             writer = csv.DictWriter(f, COLUMNS)
             writer.writeheader()
             writer.writerows(kept)
-        self.tensorboard = SummaryWriter(str(folder), purge_step=step + 1 if step else None, flush_secs=30)
+        self.tensorboard = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=30)
 
     def write(self, step, **values):
         """Write one line; columns left out stay empty."""

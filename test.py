@@ -100,6 +100,13 @@ def summary(scores):
         return {name: {'mean': float(s.mean()), 'ci95': float(1.96 * s.std() / math.sqrt(len(s)))} for name, s in scores.items()}
 
 
+def remove_results(folder):
+    """Remove the files of an earlier evaluation in the folder, which may have had more samples, metrics or pictures."""
+    names = [f'{metric}_{end}.npz' for metric in metrics.METRICS for end in ('best', 'worst')] + ['results.json', 'results.npz']
+    for path in [*(folder / name for name in names), *folder.glob('random_[1-5].npz'), *folder.glob('pictures/video_[0-9]*.[gp][in][fg]')]:
+        path.unlink(missing_ok=True)
+
+
 def draw_pictures(folder, testset, videos, metric, args):
     """Draw the first videos: truth, best, worst and random samples. Returns the files' names."""
     folder.mkdir(exist_ok=True)
@@ -152,6 +159,7 @@ def print_fvd(protocol):
 def main(argv=None):
     args, config = resolve(argv)
     device = get_device(args.device)
+    torch.backends.cudnn.allow_tf32 = False  # scores in full float32
     scorers = build_metrics(args.metrics, args.lpips_dir, device)
     model, digest = get_model(args, config, device)
     testset = load_test(config, args.data_dir, args.nt_gen)
@@ -171,6 +179,7 @@ def main(argv=None):
         print_fvd(protocol)
     scores, videos = evaluate(model, testset, scorers, fvd, args, device)
 
+    remove_results(out_dir)
     write_npz(out_dir / 'results.npz', **scores)
     for name, samples in videos.items():
         write_npz(out_dir / f'{name}.npz', samples=samples)

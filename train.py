@@ -1,7 +1,9 @@
 """Train SRVP: `python train.py --preset smmnist --data_dir DATA --save_path RUN [--device 0]`; see --help and the README."""
 
+import contextlib
 import json
 import math
+import os
 import secrets
 import signal
 import sys
@@ -44,7 +46,8 @@ class StopSignal:
     def __call__(self, number, frame):
         self.received = number
         signal.signal(number, signal.SIG_DFL)
-        tqdm.write(f'{signal.Signals(number).name} received: saving the state', file=sys.stderr)
+        with contextlib.suppress(OSError):  # Ctrl-C also ends the reader of a pipe
+            os.write(2, f'\n{signal.Signals(number).name} received: saving the state\n'.encode())
 
     def check(self):
         if self.received is not None:
@@ -90,16 +93,19 @@ class Trainer:
     def restore(self):
         path = self.folder / 'state.pt'
         if not path.exists():
-            raise UserError(f'--resume: {path} does not exist, the run ended before its first state; start it anew in another folder')
+            return  # the run ended before its first state: configuration and seed are all there is to continue
         state = load(path)
         try:
+            state = dict(state)
             self.model.load_state_dict(state['model'])
             self.optimizer.load_state_dict(state['optimizer'])
             for name in ('step', 'validated', 'score', 'best', 'sums', 'n_summed'):
                 setattr(self, name, state[name])
             set_random_state(state['random'])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f'--resume: {path} is not a state of this run ({error}); it cannot be continued') from None
+        if self.step > self.n_steps:
+            raise UserError(f'--resume: {path} is of step {self.step:,}, but the run has {self.n_steps:,} steps; was config.json changed?')
         self.saved = self.step, self.validated
         for tmp in self.folder.glob('.*.tmp'):
             tmp.unlink()  # what a run that was killed while saving left behind
@@ -111,10 +117,10 @@ class Trainer:
         weights = self.model.state_dict()
         if not all(v.isfinite().all() for v in weights.values()):
             raise NotFinite(f'a weight after step {self.step:,}')
+        save(self.folder / 'model.pt', weights)  # first: a run killed in between repeats both
         save(self.folder / 'state.pt', {
             'model': weights, 'optimizer': self.optimizer.state_dict(), 'step': self.step, 'validated': self.validated,
             'score': self.score, 'best': self.best, 'sums': self.sums, 'n_summed': self.n_summed, 'random': random_state()})
-        save(self.folder / 'model.pt', weights)
         self.saved = self.step, self.validated
 
     # Steps
@@ -194,9 +200,9 @@ class Trainer:
                                     | {'val': f'{self.score:.2f} dB' if self.validated else '-'}, refresh=False)
                     bar.update()
                     stop.check()
-            except Stopped:
+            except (Stopped, BrokenPipeError):  # the latter: nobody reads the output any more
                 self.save_state()
-                return stop.received
+                return stop.received or signal.SIGPIPE
 
 
 def n_parameters(model):

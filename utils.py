@@ -78,12 +78,12 @@ def set_random_state(state):
 # Devices
 
 def get_device(index):
-    """Device of `--device`: None is the CPU, a number a CUDA device."""
-    if index is None:
+    """Device of `--device`: None or 'cpu' is the CPU, a number a CUDA device."""
+    if index in (None, 'cpu'):
         return torch.device('cpu')
     found = torch.cuda.device_count()
     if not 0 <= index < found:
-        raise UserError(f'--device {index}: {found} CUDA devices found; give one of them, or leave the option out for the CPU')
+        raise UserError(f'--device {index}: {found} CUDA devices found; give one of them, or --device cpu')
     return torch.device('cuda', index)
 
 

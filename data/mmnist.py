@@ -231,10 +231,12 @@ def load_test(config, data_dir, nt):
     path = Path(data_dir) / test_set_name(config.deterministic, config.digits, config.ndigits, config.nx)
     command = (f'python -m preprocessing.mmnist.make_test_set --data_dir {data_dir} --seq_len {max(nt, 25)}'
                + ' --deterministic' * config.deterministic + f' --digit_source {config.digits}' * (config.digits != 'mnist')
-               + f' --digits {config.ndigits}' * (config.ndigits != 2))
+               + f' --digits {config.ndigits}' * (config.ndigits != 2) + f' --max_speed {config.max_speed}' * (config.max_speed != 4)
+               + ' --force' * path.exists())
     try:
         with np.load(path, allow_pickle=False) as arrays:
             sequences = arrays['sequences']
+            fastest = abs(arrays['latents'][..., 2:]).max() if 'latents' in arrays.files else config.max_speed
     except FileNotFoundError:
         raise UserError(f'the test set {path} does not exist; make it with: {command}') from None
     except Exception as error:  # a cut or foreign file: numpy and zipfile raise several kinds
@@ -244,5 +246,8 @@ def load_test(config, data_dir, nt):
                         f'{sequences.shape}; make it again with: {command}')
     if len(sequences) < nt:
         raise UserError(f'{path} has videos of {len(sequences)} frames, but --nt_gen {nt} were asked for; '
-                        f'give a smaller --nt_gen, or make a longer set: {command}')
+                        f'give a smaller --nt_gen, or replace the set by a longer one, of other videos: {command}')
+    if not config.max_speed / 2 < fastest <= config.max_speed:  # one of many random speeds
+        raise UserError(f'{path} has digits as fast as {fastest}, but the model was trained with max_speed {config.max_speed}; '
+                        f'name the folder of another set by --data_dir, or replace this one: {command}')
     return Sequences(sequences[:nt])

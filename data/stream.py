@@ -1,5 +1,7 @@
 """Batches as a function of (seed, step): repeatable, resumable, the same for any number of workers."""
 
+import atexit
+import multiprocessing
 import os
 import signal
 
@@ -51,6 +53,13 @@ def _init_worker(_):
     # An interrupt from the terminal or a job scheduler reaches the whole process group; the main process alone answers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register
+def _kill_workers():
+    # Python waits for the workers of a loader still in use, as after an exception, and these ignore its request to end.
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def make_loader(stream, start, stop, n_workers, pin_memory=False):

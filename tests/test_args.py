@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import args
 import data
@@ -14,6 +15,7 @@ import train
 from args import PRESETS, config_dict, load_config, number, parse_train
 from conftest import ROOT, TINY
 from files import UserError
+from utils import get_device
 
 BASE = ['--data_dir', 'd', '--save_path', 's']
 
@@ -104,7 +106,7 @@ def test_missing_options_and_files(tmp_path):
         parse_train(BASE)
     with pytest.raises(UserError, match='nowhere.yaml'):
         parse_train(['--config', str(tmp_path / 'nowhere.yaml'), *BASE])
-    for text, message in (('n_f: 3', 'unknown option --n_f; did you mean --nf'), ('ny: -2', '--ny'), ('ny: [', 'yaml|YAML|parse')):
+    for text, message in (('n_f: 3', 'unknown option --n_f; did you mean --nf'), ('no-skipco: true', 'write skipco: true or skipco: false'), ('ny: -2', '--ny'), ('ny: [', 'yaml|YAML|parse')):
         (tmp_path / 'bad.yaml').write_text(text)
         with pytest.raises(UserError, match=message):
             parse_train(['--preset', 'smmnist', '--config', str(tmp_path / 'bad.yaml'), *BASE])
@@ -124,6 +126,13 @@ def test_number():
     assert number(int, 1)('3') == 3 and number(float, 0)('0') == 0.
 
 
+def test_device():
+    assert get_device('cpu') == get_device(None) == torch.device('cpu')
+    assert parse_train(['--preset', 'smmnist', *BASE, '--device', 'cpu']).device == ['cpu']
+    with pytest.raises(UserError, match='--device: expected a whole number'):
+        parse_train(['--preset', 'smmnist', *BASE, '--device', 'gpu'])
+
+
 def test_published_configuration_needs_no_more_keys(tmp_path):
     """The keys of published `config.json` files; the rest takes its default."""
     published = dict(archi='vgg', dataset='kth', deterministic=False, max_speed=4, n_euler_steps=2, nc=1, nf=64, nh_inf=256,
@@ -131,6 +140,8 @@ def test_published_configuration_needs_no_more_keys(tmp_path):
                      seq_len_test=30, skipco=True)
     (tmp_path / 'config.json').write_text(json.dumps(published))
     config = load_config(tmp_path)
+    (tmp_path / 'config.json').write_text(json.dumps({**published, 'nf': None, 'skipco': None, 'ndigits': None}))  # absent
+    assert (load_config(tmp_path).nf, load_config(tmp_path).skipco, load_config(tmp_path).ndigits) == (64, False, 2)
     assert config.seq_len is None and config.digits == 'mnist' and config.subsampling == 8 and config.seq_len_test == 30
     with pytest.raises(AttributeError):
         config.nt_condition
@@ -148,7 +159,7 @@ def test_unknown_keys_are_named(run_dir, tmp_path, capsys):
 @pytest.mark.parametrize('text, message', [
     ('{"ny": 3', 'not readable as JSON'), ('[1]', 'must hold one JSON object'), ('{"dataset": "smmnist"}', 'has no '),
     ('{"ny": "many"}', 'ny: expected a whole number'), ('{"skipco": 1}', 'skipco: expected true or false'),
-    ('{"archi": "resnet"}', 'archi: expected one of')])
+    ('{"archi": "resnet"}', 'archi: expected one of'), ('{"nx": 32}', 'nx 32')])
 def test_damaged_configurations(tmp_path, text, message):
     (tmp_path / 'config.json').write_text(text)
     with pytest.raises(UserError, match=message):

@@ -221,8 +221,16 @@ def test_script_writes_the_set_and_refuses_bad_options(tmp_path, data_dir):
         assert arrays['sequences'].shape == (8, 500, 64, 64)
         assert arrays['latents'].dtype == np.int64 and arrays['latents'].shape == (8, 500, 2, 4)
         assert len({d.tobytes() for d in arrays['digits'].reshape(1000, 28, 28)}) == 1000  # each digit once
-    with pytest.raises(UserError, match='--frame_size 20 is smaller than a digit'):
-        script.main(['--data_dir', str(tmp_path), '--seq_len', '5', '--frame_size', '20'])
+    for size in ('20', '28'):
+        with pytest.raises(UserError, match=f'--frame_size {size} leaves a digit no room to move; give at least 29'):
+            script.main(['--data_dir', str(tmp_path), '--seq_len', '5', '--frame_size', size])
+    with pytest.raises(UserError, match='--max_speed: expected a whole number of at least 1 and at most 64'):
+        script.main(['--data_dir', str(tmp_path), '--seq_len', '5', '--max_speed', '100000'])
+    again = ['--data_dir', str(tmp_path), '--seq_len', '5', '--digit_source', 'mnist5k', '--digits', '500']
+    script.main(again)
+    with pytest.raises(UserError, match='exists already; replace it by --force'):
+        script.main(again)
+    script.main([*again, '--force'])
     with pytest.raises(UserError, match='--digits'):
         script.main(['--data_dir', str(tmp_path), '--seq_len', '5', '--digits', 'mnist5k'])
     with pytest.raises(UserError, match='1,000 test digits'):
@@ -239,6 +247,9 @@ def test_loading_a_test_set(data_dir, run_dir, tmp_path):
         load_test(config, data_dir, 9)
     with pytest.raises(UserError, match='does not exist; make it with: python -m preprocessing.mmnist.make_test_set'):
         load_test(config, tmp_path, 6)
+    config.max_speed = 50
+    with pytest.raises(UserError, match='as fast as 4, but the model was trained with max_speed 50; .* --max_speed 50 --force'):
+        load_test(config, data_dir, 6)
     name = tmp_path / 'smmnist5k_test_2digits_64.npz'
     for arrays in ({'sequences': np.array([{}], object)}, {'other': np.zeros(3)}, {'sequences': np.zeros((6, 2, 32, 32), np.uint8)}):
         np.savez(name, **arrays)

@@ -99,9 +99,14 @@ def test_batches_do_not_change_the_scores(run_dir, data_dir, out_dir, tmp_path):
 
 
 def test_fewer_samples_and_other_lengths(run_dir, data_dir, tmp_path):
+    for name in ('random_5.npz', 'lpips_best.npz', 'pictures/video_0009.gif', 'notes_best.npz'):  # the last one is no file of ours
+        (tmp_path / 'pictures').mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     evaluate(run_dir, data_dir, tmp_path, '--n_samples', '2', '--nt_gen', '7', '--nt_cond', '4', '--n_euler_steps', '3',
              '--model_name', 'model_best.pt')
     assert sorted(p.name for p in tmp_path.glob('random*')) == ['random_1.npz', 'random_2.npz']
+    assert {p.name for p in tmp_path.glob('*_best.npz')} == {'psnr_best.npz', 'ssim_best.npz', 'notes_best.npz'}
+    assert not (tmp_path / 'pictures' / 'video_0009.gif').exists()
     assert arrays(tmp_path, 'psnr_best')['samples'].shape[1] == 3 and arrays(tmp_path, 'cond_rec')['samples'].shape[1] == 4
     protocol = json.loads((tmp_path / 'results.json').read_text())['protocol']
     assert (protocol['n_euler_steps'], protocol['samples'], protocol['checkpoint'], protocol['lpips_version']) == (3, 2, 'model_best.pt', None)

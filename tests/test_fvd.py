@@ -208,7 +208,7 @@ def test_errors_of_sets(x, y, message):
 
 
 def test_features_that_are_not_numbers():
-    with pytest.raises(UserError, match='not finite numbers; check the videos and the weights'):
+    with pytest.raises(UserError, match='not finite numbers; its weights are damaged'):
         fvd(*np.zeros((2, 16, 9, 8, 8, 1), np.uint8), lambda videos: np.full((len(videos), 4), np.nan))
     with pytest.raises(UserError, match='float64'):
         fvd(*np.zeros((2, 16, 9, 8, 8, 1)), MeanColour())
@@ -296,6 +296,9 @@ def test_conversion_of_an_archive(module, tmp_path, capsys):
     convert.main([str(tmp_path / 'm.tar.gz')])
     assert sorted(p.name for p in tmp_path.iterdir()) == ['m.pt', 'm.tar.gz']
     assert f'{tmp_path}/m.pt: SHA-256 of the weights {golden["weights_sha256"]}' in capsys.readouterr().out
+    os.utime(tmp_path / 'm.pt', (0, 0))  # older than the archive
+    weights.load_state(tmp_path / 'm.tar.gz')
+    assert f'converting {tmp_path}/m.tar.gz' in capsys.readouterr().out
     assert torch.equal(weights.load_state(tmp_path / 'm.pt')['Conv3d_1a_7x7.conv3d.weight'], random_state()['Conv3d_1a_7x7.conv3d.weight'])
 
 
@@ -407,7 +410,13 @@ def test_errors_of_files(tmp_path, i3d_path):
     np.savez(tmp_path / 'two.npz', a=np.zeros(3), b=np.zeros(3))
     np.savez(tmp_path / 'pickle.npz', samples=np.array([{}], object))
     (tmp_path / 'text.npz').write_text('no')
+    np.savez(tmp_path / 'cut.npz', samples=np.zeros((16, 9, 8, 8), np.uint8))
+    (tmp_path / 'cut.npz').write_bytes((tmp_path / 'cut.npz').read_bytes()[:5000])
+    (tmp_path / 'array.npz').write_bytes(good.read_bytes())
+    (tmp_path / 'archive.npy').write_bytes((tmp_path / 'two.npz').read_bytes())
     for name, message in (('nowhere.npz', 'does not exist'), ('float.npy', 'holds float64'), ('two.npz', 'holds a, b; expected one'),
-                          ('pickle.npz', 'is not a .npy or .npz file'), ('text.npz', 'is not a .npy or .npz file')):
+                          ('pickle.npz', 'is not a .npy or .npz file'), ('text.npz', 'is not a .npy or .npz file'),
+                          ('cut.npz', 'is not a .npy or .npz file'), ('array.npz', 'is not a .npy or .npz file'),
+                          ('archive.npy', 'is not a .npy or .npz file')):
         with pytest.raises(UserError, match=message):
             script.main([str(good), str(tmp_path / name), '--i3d_path', str(i3d_path)])

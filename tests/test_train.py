@@ -129,6 +129,58 @@ def test_killed_run_resumes_bit_for_bit(unbroken, tmp_path):
     assert_same_end(folder, unbroken)
 
 
+def test_run_killed_before_its_first_state_resumes_bit_for_bit(unbroken, tmp_path):
+    folder = tmp_path / 'run'
+    process = start(*options(folder, '--state_interval', '1000'))
+    wait_for_step(process, folder, 17)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (folder / 'state.pt').exists()
+    assert train.main(['--resume', '--save_path', str(folder)]) == 0
+    assert_same_end(folder, unbroken)
+
+
+def test_run_killed_between_two_files_repeats_both(unbroken, tmp_path, monkeypatch):
+    folder = tmp_path / 'run'
+    real = train.save
+
+    def save(path, value):
+        real(path, value)
+        if path.name == 'model.pt' and len(rows(folder)) > 85:  # of 80 steps and 8 validations
+            raise KeyboardInterrupt
+    monkeypatch.setattr(train, 'save', save)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(options(folder))
+    assert load(folder / 'state.pt')['step'] < 80
+    monkeypatch.setattr(train, 'save', real)
+    assert train.main(['--resume', '--save_path', str(folder)]) == 0
+    assert_same_end(folder, unbroken)
+
+
+def test_run_whose_reader_ends_saves_its_state(unbroken, tmp_path):
+    """As of `train.py … 2>&1 | tee log` after Ctrl-C, which ends tee as well."""
+    folder = tmp_path / 'run'
+    process = start(*options(folder, '--state_interval', '1000'))
+    wait_for_step(process, folder, 17)
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) in (130, 141)
+    assert 17 <= load(folder / 'state.pt')['step'] < 80
+    assert train.main(['--resume', '--save_path', str(folder)]) == 0
+    assert_same_end(folder, unbroken)
+
+
+def test_run_that_fails_ends(tmp_path):
+    folder = tmp_path / 'run'
+    process = start(*options(folder, '--n_workers', '2', '--log_interval', '5'))
+    wait_for_step(process, folder, 3)
+    (folder / 'log.csv').rename(folder / 'log')
+    (folder / 'log.csv').mkdir()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and 'IsADirectoryError' in err
+
+
 @pytest.mark.parametrize('number, code', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signalled_run_saves_its_state_and_resumes_bit_for_bit(number, code, unbroken, tmp_path):
     folder = tmp_path / 'run'
@@ -194,9 +246,11 @@ def test_resume_refuses_another_configuration(unbroken, tmp_path):
     with pytest.raises(UserError, match='--resume needs --save_path'):
         train.main(['--resume'])
     (tmp_path / 'config.json').write_text((unbroken / 'config.json').read_text())
-    with pytest.raises(UserError, match='ended before its first state'):
+    state = load(unbroken / 'state.pt')
+    torch.save({**state, 'step': 81}, tmp_path / 'state.pt')
+    with pytest.raises(UserError, match='is of step 81, but the run has 80 steps'):
         train.main(['--resume', '--save_path', str(tmp_path)])
-    for content in ({'model': {}}, {'step': 3}):
+    for content in ({'model': {}}, {'step': 3}, {**state, 'optimizer': None}, torch.zeros(3)):
         torch.save(content, tmp_path / 'state.pt')
         with pytest.raises(UserError, match='is not a state of this run'):
             train.main(['--resume', '--save_path', str(tmp_path)])
@@ -236,7 +290,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, capsys
     assert load(folder / 'state.pt')['step'] == 4
 
 
-def test_errors_come_before_files(tmp_path):
+def test_errors_come_before_files(tmp_path, monkeypatch):
     folder = tmp_path / 'run'
     with pytest.raises(UserError, match='CUDA devices found'):
         train.main(options(folder, '--device', '99'))
@@ -249,6 +303,9 @@ def test_errors_come_before_files(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='cannot be created'):
         train.main(options(tmp_path / 'file' / 'run'))
+    monkeypatch.setattr(os, 'access', lambda path, mode: False)  # as for a folder of somebody else's
+    with pytest.raises(UserError, match='--save_path .* cannot be written to'):
+        train.main(options(tmp_path / 'other'))
 
 
 @pytest.mark.parametrize('more', [['--archi', 'vgg'], ['--archi', 'vgg', '--skipco', '--n_euler_steps', '2'], ['--skipco'], ['--deterministic']])

@@ -39,7 +39,7 @@ class Embedding:
         """Features, float64 array (N, 400), of videos, uint8 array (N, T, H, W, C) of one channel or three."""
         features = []
         for batch in torch.from_numpy(videos).split(AT_ONCE):
-            with torch.backends.cudnn.flags(allow_tf32=False):  # full float32
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # full float32
                 features.append(self._i3d(preprocess(batch.to(self.device))).double().cpu().numpy())
         return np.concatenate(features)
 
@@ -86,7 +86,7 @@ class FVD:
             Predictions of `target`.
         """
         for features, end in zip([self._true, *self._samples], [target, *samples]):
-            features.append(self.embed(np.concatenate([given, end]).swapaxes(0, 1)))
+            features.append(_embed(self.embed, np.concatenate([given, end]).swapaxes(0, 1)))
 
     def result(self):
         """Mean over samples, and their standard deviation (divisor n; 0 for one)."""
@@ -94,11 +94,15 @@ class FVD:
         return statistics.fmean(distances), statistics.pstdev(distances)
 
 
+def _embed(embed, videos):
+    features = embed(videos)
+    if not np.isfinite(features).all():
+        raise UserError('the features of I3D hold values that are not finite numbers; its weights are damaged, take others (--i3d_path)')
+    return features
+
+
 def _distance(x, y):
-    try:
-        return frechet_distance(np.concatenate(x), np.concatenate(y))
-    except ValueError as error:
-        raise UserError(f'the Fréchet video distance cannot be computed: {error}; check the videos and the weights of I3D') from None
+    return frechet_distance(np.concatenate(x), np.concatenate(y))
 
 
 def fvd(x, y, embed, batch_size=16, progress=False):
@@ -136,6 +140,6 @@ def fvd(x, y, embed, batch_size=16, progress=False):
         for videos, found in zip(sets, features):
             for start in range(0, len(videos), batch_size):
                 batch = videos[start:start + batch_size]
-                found.append(embed(batch.cpu().numpy() if isinstance(batch, torch.Tensor) else np.array(batch)))
+                found.append(_embed(embed, batch.cpu().numpy() if isinstance(batch, torch.Tensor) else np.array(batch)))
                 bar.update(len(batch))
     return _distance(*features)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from args import FVD_BACKENDS, Parser, count, index
+from args import FVD_BACKENDS, Parser, count, device
 from files import UserError, run_script
 from metrics.fvd import EMBEDDING, build_embedding, fvd
 from utils import describe, get_device
@@ -19,7 +19,7 @@ def get_parser():
                                            '(~/.cache/srvp) if absent')
     parser.add_argument('--fvd_backend', choices=FVD_BACKENDS, default='torch', help='tfhub: run the TensorFlow module itself')
     parser.add_argument('--batch_size', type=count, default=16, help='videos read at a time')
-    parser.add_argument('--device', type=index, metavar='N', help='CUDA device; the CPU if absent')
+    parser.add_argument('--device', type=device, metavar='N', help='CUDA device, or cpu; the CPU if absent')
     return parser
 
 
@@ -35,10 +35,13 @@ def read_videos(path):
                 if name != 'samples' and len(f.files) > 1:
                     raise UserError(f'{path} holds {", ".join(f.files)}; expected one array, or one named samples')
                 videos = f[name]
+        videos.dtype, videos.shape  # an archive under the name of an array has neither
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f'{path} does not exist') from None
-    except (OSError, ValueError, EOFError, AttributeError, IndexError) as error:
-        raise UserError(f'{path} is not a .npy or .npz file of an array ({error})') from None
+    except Exception as error:  # cut and foreign files: numpy and zipfile raise several kinds
+        raise UserError(f'{path} is not a .npy or .npz file of an array, as its name says ({error})') from None
     if videos.dtype != np.uint8 or videos.ndim not in (4, 5) or (videos.ndim == 5 and videos.shape[-1] not in (1, 3)):
         raise UserError(f'{path} holds {videos.dtype} of shape {videos.shape}; expected uint8 (N, T, H, W) or (N, T, H, W, C), C 1 or 3')
     return videos if videos.ndim == 5 else videos[..., None]
@@ -47,8 +50,8 @@ def read_videos(path):
 def main(argv=None):
     args = get_parser().parse_args(argv)
     x, y = map(read_videos, args.files)
-    device = get_device(args.device)
-    embed = build_embedding(args.i3d_path, args.fvd_backend, device)
+    target = get_device(args.device)
+    embed = build_embedding(args.i3d_path, args.fvd_backend, target)
     try:
         value = fvd(x, y, embed, args.batch_size, progress=True)
     finally:
@@ -56,7 +59,7 @@ def main(argv=None):
     for path, videos in zip(args.files, (x, y)):
         n, t, h, w, c = videos.shape
         print(f'{path}: {n} videos of {t} frames, {h} x {w}, {c} channel{"s" if c > 1 else ""}')
-    print(f'embedding: {EMBEDDING}, by {"TensorFlow" if args.fvd_backend == "tfhub" else f"PyTorch on {describe(device)}"}\n'
+    print(f'embedding: {EMBEDDING}, by {"TensorFlow" if args.fvd_backend == "tfhub" else f"PyTorch on {describe(target)}"}\n'
           f'SHA-256 of the weights: {embed.sha256}')
     print(f'FVD {value:.2f}')
 

