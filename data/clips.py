@@ -45,6 +45,8 @@ class Clips:
 
 def fold_clips(videos, config, subsampling=1):
     """Sources of training and validation clips, from the two folds of training videos."""
+    if len(videos) < 2:
+        raise UserError(f'{videos[0].path} is the only training video; at least 2 are needed, for training and validation')
     return [Clips([videos[i] for i in get_fold(len(videos), train)], config.nx, config.nc, nt, subsampling)
             for train, nt in ((True, config.seq_len), (False, config.seq_len_test))]
 
@@ -58,7 +60,7 @@ def check_videos(videos, nx, nc, span):
                             'convert the videos again, or give the right --nc')
         if len(video) < span:
             raise UserError(f'{video.path} has {len(video)} frames, but clips of this configuration cover {span}; '
-                            'remove the video, or give a smaller --seq_len or --seq_len_test')
+                            'remove the video, or ask for shorter clips (--seq_len, --seq_len_test; --nt_gen of test.py)')
 
 
 class FirstFrames:

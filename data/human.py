@@ -29,7 +29,11 @@ class TestClips:
     """Test clips test_<i>.npz, with the frames between those that are used."""
 
     def __init__(self, folder, nx, nc, nt, subsampling):
-        self.clips = [NpzVideo(folder / f'test_{i}.npz') for i in range(len(list(folder.glob('test_*.npz'))))]
+        paths = [folder / f'test_{i}.npz' for i in range(len(list(folder.glob('test_*.npz'))))]
+        for path in paths or [folder / 'test_0.npz']:
+            if not path.exists():
+                raise UserError(f'{path} is missing; remove {folder} and make the test set again')
+        self.clips = [NpzVideo(path) for path in paths]
         self.nc, self.nt, self.step = nc, nt, subsampling
         check_videos(self.clips, nx, nc, (nt - 1) * subsampling + 1)
 

@@ -43,7 +43,7 @@ def load_test(config, data_dir, nt):
             sequences = arrays['sequences']  # (N, T, H, W)
     except Exception as error:  # a cut or foreign file: numpy and zipfile raise several kinds
         raise UserError(f'{found[1]} is not a test set of KTH ({error}); make it again with: {command}') from None
-    if sequences.dtype != np.uint8 or sequences.shape[2:] != (config.nx, config.nx) or sequences.shape[1] < nt:
+    if sequences.dtype != np.uint8 or not len(sequences) or sequences.shape[2:] != (config.nx, config.nx) or sequences.shape[1] < nt:
         raise UserError(f'{found[1]}: sequences must be uint8 (N, {found[0]}, {config.nx}, {config.nx}), found {sequences.dtype} '
                         f'{sequences.shape}; make it again with: {command}')
     return Sequences(sequences[:, :nt].swapaxes(0, 1))

@@ -85,7 +85,7 @@ class PngVideo(Video):
 
     def __init__(self, path):
         self.path = path
-        numbered = [(int(m[1]), p) for p in path.iterdir() if (m := re.search(r'(\d+)\.png$', p.name))]
+        numbered = [(int(m[1]), p) for p in path.iterdir() if (m := re.search(r'(\d+)\.png$', p.name)) and not p.name.startswith('.')]
         if not numbered:
             raise UserError(f'{path} has no PNG frames; convert the video again')
         self.frames = [p.name for _, p in sorted(numbered)]
@@ -95,8 +95,13 @@ class PngVideo(Video):
     def _read(self, start, stop, step):
         pictures = []
         for name in self.frames[start:stop:step]:
-            with Image.open(self.path / name) as picture:
-                pictures.append(np.asarray(picture))
+            try:
+                with Image.open(self.path / name) as picture:
+                    pictures.append(np.asarray(picture))
+            except (OSError, SyntaxError, ValueError) as error:
+                raise UserError(f'{self.path / name} is no picture that can be read ({error}); convert the video again') from None
+            if pictures[-1].shape != pictures[0].shape:
+                raise UserError(f'{self.path / name} is of another size than the frames before it; convert the video again')
         return np.stack(pictures)
 
 
@@ -116,4 +121,7 @@ def find_videos(folder):
         elif path.suffix == '.npy' or path.suffix == '.npz' and path.stem not in paths:
             paths[path.stem] = path
     opened = {'.npy': ArrayVideo, '.npz': NpzVideo}
-    return {name: PngVideo(path) if path.is_dir() else opened[path.suffix](path) for name, path in paths.items()}
+    try:
+        return {name: PngVideo(path) if path.is_dir() else opened[path.suffix](path) for name, path in paths.items()}
+    except OSError as error:
+        raise UserError(f'{error.filename} cannot be read ({error.strerror}); remove or convert it again') from None

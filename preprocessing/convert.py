@@ -1,9 +1,13 @@
 """What all converters share: decoding by ffmpeg, writing whole videos or nothing, running all cores, a summary."""
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
 import tempfile
+import threading
+import time
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from files import UserError, replacing
+from files import UserError, read_json, replacing, write_json
 
 
 class Unreadable(Exception):
@@ -33,8 +37,8 @@ def find_ffmpeg():
     raise UserError('ffmpeg was not found; pip install imageio-ffmpeg, or install ffmpeg itself')
 
 
-def decode(path, *options, transform=lambda frame: frame):
-    """Decode a video by ffmpeg.
+def decode(path, *options, transform=lambda frame: frame, most=None):
+    """Decode a video by ffmpeg. Without `-r`, each frame of the file comes once, whatever its time.
 
     Parameters
     ----------
@@ -43,6 +47,8 @@ def decode(path, *options, transform=lambda frame: frame):
         Options of ffmpeg for its output, such as '-r', '25'.
     transform : function
         Applied to each frame, uint8 (H, W, 3), RGB, as it comes.
+    most : int, optional
+        Frames at which a file counts as damaged: a wrong time in it lets ffmpeg repeat frames without end to keep `-r`.
 
     Returns
     -------
@@ -55,15 +61,20 @@ def decode(path, *options, transform=lambda frame: frame):
     Unreadable
         The file is no video, or no frame can be decoded.
     """
-    command = [find_ffmpeg(), '-nostdin', '-v', 'error', '-threads', '1', '-i', str(path), *options,
-               '-f', 'image2pipe', '-c:v', 'ppm', '-']  # PPM tells the size of each frame
+    rate = [] if '-r' in options else ['-fps_mode', 'passthrough']
+    command = [find_ffmpeg(), '-nostdin', '-v', 'error', '-threads', '1', '-i', f'file:{path}', *options, *rate,
+               '-f', 'image2pipe', '-c:v', 'ppm', '-pix_fmt', 'rgb24', '-']  # PPM tells the size of each frame
     frames = []
     with tempfile.TemporaryFile() as messages, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages) as process:
         try:
             while process.stdout.readline() == b'P6\n':
                 width, height = map(int, process.stdout.readline().split())
                 process.stdout.readline()  # largest value, 255
+                if len(frames) == most:
+                    raise Unreadable(f'it has more than {most:,} frames')
                 data = process.stdout.read(width * height * 3)
+                if len(data) < width * height * 3:
+                    raise Unreadable('ffmpeg ended in the middle of a frame')
                 frames.append(transform(np.frombuffer(data, np.uint8).reshape(height, width, 3)))
         finally:
             process.stdout.close()
@@ -127,20 +138,55 @@ class Job:
         """Convert. Returns the number of frames, None if the source is unreadable, and a note about the source."""
         try:
             frames, note = self.read(self.source)
-        except Unreadable as error:
-            return None, str(error)
+        except UserError:
+            raise
+        except Exception as error:  # decoders raise all kinds, and one bad file must not stop the rest
+            return None, str(error) if isinstance(error, Unreadable) else f'{type(error).__name__}: {error}'
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self.write(self.target, frames)
         return len(frames), note
 
 
-def run_jobs(jobs, executor, unit='video'):
+def follow_parent():
+    """Let this process, a worker, end with the one that started it, however that ends."""
+    def watch(parent=os.getppid()):
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _converting(folder, options):
+    """Lock the folder that conversions go to, and remember their options there: other ones would give a mixture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f'another conversion to {folder} is running; wait until it has ended') from None
+        path = folder / 'conversion.json'
+        before = read_json(path) if path.exists() else options
+        for key in options.keys() & before.keys():
+            if options[key] != before[key]:
+                raise UserError(f'{folder} was converted with --{key} {before[key]}, found {options[key]}; give the same, or remove the '
+                                f'converted videos and {path}')
+        write_json(path, options)
+        yield
+    finally:
+        os.close(handle)
+
+
+def run_jobs(jobs, executor, options, unit='video'):
     """Run conversions, but those whose target exists, with one progress bar; print a summary.
 
     Parameters
     ----------
     jobs : list of Job
     executor : concurrent.futures.Executor
+    options : dict
+        Options by name that the result depends on: an earlier conversion to the same folder must have had the same.
     unit : str
         What a job converts.
 
@@ -149,6 +195,11 @@ def run_jobs(jobs, executor, unit='video'):
     int
         Exit code: 1 if a source was unreadable.
     """
+    with _converting(Path(os.path.commonpath([job.target.parent for job in jobs])), options):
+        return _run(jobs, executor, unit)
+
+
+def _run(jobs, executor, unit):
     for folder in {job.target.parent for job in jobs}:
         for tmp in folder.glob('.*.tmp'):  # left behind by a run that was killed
             shutil.rmtree(tmp) if tmp.is_dir() else tmp.unlink()
@@ -165,7 +216,8 @@ def run_jobs(jobs, executor, unit='video'):
                     continue
                 n_frames += frames
                 if note:
-                    lines.append(f'damaged, but converted: {running[future].source} ({note})')
+                    lines.append(f'damaged, but converted: {running[future].source} ({note}); once mended, delete {running[future].target} to convert '
+                                 'it again')
         except BaseException as error:
             executor.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, OSError):  # no space, no permission

@@ -78,6 +78,14 @@ def check_space(folder, need, what):
                         'another folder')
 
 
+def remove_empty(folder):
+    """Remove a folder in which there is no file; stop if it holds some, which unpacking would have to replace."""
+    if folder.exists():
+        if any(not path.is_dir() for path in folder.rglob('*')):
+            raise UserError(f'{folder} is there, but not the videos that belong in it; delete it, or give another folder, and run again')
+        shutil.rmtree(folder)
+
+
 def unzip(archive, folder):
     """Unpack a zip archive to `folder`, which must not exist, and which appears only when complete."""
     with _unpacking(archive, folder) as tmp, zipfile.ZipFile(archive) as f:

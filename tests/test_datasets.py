@@ -1,11 +1,13 @@
 """KTH, Human3.6M, BAIR and folders of videos: from files that ffmpeg and TensorFlow write to training and evaluation."""
 
+import fcntl
 import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +22,7 @@ from data.kth import CLASSES
 from data.stream import BatchStream
 from data.video import find_videos
 from files import UserError
-from preprocessing.convert import decode, find_ffmpeg
+from preprocessing.convert import Job, Unreadable, decode, find_ffmpeg
 from preprocessing.folder import convert as folder_convert
 from preprocessing.human import convert as human_convert, make_test_set as human_test_set
 from preprocessing.kth import convert as kth_convert, make_test_set as kth_test_set
@@ -175,7 +177,90 @@ def test_folder_is_cut_to_a_square_and_split(folder):
     raw, _ = decode(f'{source}/clip1.mp4')
     expected = np.asarray(Image.fromarray(raw[3]).crop((12, 0, 84, 72)).resize((64, 64), Image.Resampling.LANCZOS))
     np.testing.assert_array_equal(np.load(next(folder.glob('*/clip1.mp4.npy')))[3], expected)
-    assert folder_convert.split(sorted(everything), 0.05, 0.1, 42) != folder_convert.split(sorted(everything), 0.05, 0.1, 43)
+
+
+def test_split_is_seeded_and_stays_when_videos_come_and_go():
+    names = [f'v{i}' for i in range(40)]
+    folds = folder_convert.split(names, 0.05, 0.1, 42, {})
+    assert sorted(folds.values()) == ['test'] * 4 + ['train'] * 34 + ['val'] * 2
+    assert folds == folder_convert.split(names, 0.05, 0.1, 42, {}) != folder_convert.split(names, 0.05, 0.1, 43, {})
+    more = folder_convert.split(names[5:] + [f'w{i}' for i in range(45)], 0.05, 0.1, 42, folds)
+    assert all(more[name] == folds[name] for name in names[5:])
+    assert sorted(more.values()) == ['test'] * 8 + ['train'] * 68 + ['val'] * 4
+    assert sorted(folder_convert.split(names[:3], 0, 0, 1, {}).values()) == ['test', 'train', 'val']
+
+
+def test_conversion_of_a_growing_folder(folder, tmp_path, capsys):
+    source, out = tmp_path / 'in', tmp_path / 'out'
+    shutil.copytree(folder.joinpath('source').read_text(), source)
+    broken = source / 'broken.mp4'
+    broken.write_bytes(b'no video')
+    assert folder_convert.main(['--data_dir', str(source), '--out_dir', str(out), '--val', '0.2']) == 1
+    before = {p: p.stat().st_mtime_ns for p in out.glob('*/*.npy')}
+    shutil.copy(source / 'clip0.mp4', broken)
+    shutil.copy(source / 'clip0.mp4', source / 'another.mp4')
+    capsys.readouterr()
+    assert folder_convert.main(['--data_dir', str(source), '--out_dir', str(out), '--val', '0.2']) == 0
+    assert '2 videos converted (40 frames), 10 already there' in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    with pytest.raises(UserError, match=r'was converted with --gray False, found True; give the same, or remove'):
+        folder_convert.main(['--data_dir', str(source), '--out_dir', str(out), '--gray'])
+
+
+def test_fold_without_a_readable_video_is_named(tmp_path):
+    for i in range(3):
+        (tmp_path / 'in').mkdir(exist_ok=True)
+        (tmp_path / 'in' / f'{i}.mp4').write_bytes(b'no video')
+    with pytest.raises(UserError, match='out/train has no video; mend those that are unreadable'):
+        folder_convert.main(['--data_dir', str(tmp_path / 'in'), '--out_dir', str(tmp_path / 'out')])
+
+
+def test_what_counts_as_a_video_of_a_folder(tmp_path):
+    def touch(*names):
+        for name in names:
+            (tmp_path / 'in' / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / 'in' / name).touch()
+    touch('a.MP4', 'notes.txt', 'top.png', 'top2.png', '.hidden/b.mp4', '.c.mp4', 'frames/0.png', 'frames/1.png', 'one/0.png',
+          'with cover/d.mkv', 'with cover/0.png', 'with cover/1.png')
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'elsewhere' / 'e.avi').touch()
+    (tmp_path / 'in' / 'link').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'elsewhere' / 'circle').symlink_to(tmp_path / 'in')
+    found = folder_convert.find_sources(tmp_path / 'in')
+    assert [str(p.relative_to(tmp_path / 'in')) for p in found] == ['a.MP4', 'frames', 'link/e.avi', 'with cover/d.mkv']
+    long = tmp_path / ('x' * 150) / ('y' * 100 + '.mp4')
+    assert len(folder_convert.get_name(long, tmp_path)) < 200 and folder_convert.get_name(tmp_path / 'a' / 'b.mp4', tmp_path) == 'a-b.mp4'
+
+
+def test_pictures_of_16_bits_and_damaged_ones(tmp_path):
+    ramp = np.tile(np.arange(64, dtype=np.uint16) * 1024, (64, 1))
+    for t in range(2):
+        Image.fromarray(ramp).save(tmp_path / f'{t}.png')
+    frames, _ = folder_convert.read(tmp_path, 64, False)
+    assert frames[0, 0, :, 0].tolist() == list(range(0, 256, 4))
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / '2.tif')
+    job = Job(tmp_path, tmp_path / 'out.npy', lambda source: folder_convert.read(source, 64, False), None)
+    assert job() == (None, '2.tif: pictures of floating-point numbers have no range')
+
+
+def test_any_error_of_a_source_is_a_note(tmp_path):
+    def read(source):
+        raise SyntaxError('broken PNG file')
+    assert Job(tmp_path, tmp_path, read, None)() == (None, 'SyntaxError: broken PNG file')
+
+
+def test_frames_of_10_bits_and_at_changing_rates(tmp_path, monkeypatch):
+    encode(tmp_path / 'ten.mkv', '64x48', 25, 0.4, '-c:v', 'ffv1', '-pix_fmt', 'yuv444p10le')
+    encode(tmp_path / 'eight.mkv', '64x48', 25, 0.4, '-c:v', 'ffv1', '-pix_fmt', 'yuv444p')
+    ten, eight = (decode(tmp_path / name)[0].astype(int) for name in ('ten.mkv', 'eight.mkv'))
+    assert ten.shape == eight.shape == (10, 48, 64, 3) and abs(ten - eight).mean() < 2
+    encode(tmp_path / 'rate.mkv', '64x48', 25, 1, '-vf', "setpts='if(gt(N,12),10*PTS,PTS)'", '-fps_mode', 'vfr', '-c:v', 'ffv1')
+    assert len(decode(tmp_path / 'rate.mkv')[0]) == 25
+    with pytest.raises(Unreadable, match='it has more than 24 frames'):
+        decode(tmp_path / 'rate.mkv', most=24)
+    os.rename(tmp_path / 'ten.mkv', tmp_path / '12:30.mkv')
+    monkeypatch.chdir(tmp_path)
+    assert len(decode('12:30.mkv')[0]) == 10
 
 
 def test_gray_folder(folder, tmp_path):
@@ -224,14 +309,61 @@ def test_killed_conversion_leaves_no_half_video(human, tmp_path):
         np.testing.assert_array_equal(np.load(tmp_path / path.relative_to(human)), np.load(path))
 
 
+def test_conversions_to_one_folder_wait_for_each_other(kth, tmp_path):
+    shutil.copytree(kth / 'raw', tmp_path / 'raw', copy_function=os.link)
+    (tmp_path / 'processed_64').mkdir()
+    handle = os.open(tmp_path / 'processed_64', os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match='another conversion to .*processed_64 is running'):
+        kth_convert.main(['--data_dir', str(tmp_path)])
+    os.close(handle)
+    assert kth_convert.main(['--data_dir', str(tmp_path)]) == 0
+    with pytest.raises(UserError, match='was converted with --frame_rate 25, found 10'):
+        kth_convert.main(['--data_dir', str(tmp_path), '--frame_rate', '10'])
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    code = ('import multiprocessing, time\nfrom preprocessing.convert import follow_parent\n'
+            'def work(path):\n    follow_parent()\n    open(path, "w").close()\n    time.sleep(60)\n'
+            f'if __name__ == "__main__":\n    p = multiprocessing.get_context("spawn").Process(target=work, args=("{tmp_path}/up",))\n'
+            '    p.start()\n    print(p.pid, flush=True)\n    p.join()\n')
+    (tmp_path / 'main.py').write_text(code)
+    process = subprocess.Popen([sys.executable, tmp_path / 'main.py'], env={**os.environ, 'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE)
+    worker = int(process.stdout.readline())
+    wait_until((tmp_path / 'up').exists)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not alive(worker))
+
+
+def alive(pid):
+    try:
+        with open(f'/proc/{pid}/stat') as f:
+            return f.read().rpartition(')')[2].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition):
+    deadline = time.time() + 30
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.05)
+
+
 def test_damaged_record_file(bair, tmp_path):
     for fold in ('train', 'test'):
         shutil.copytree(bair / 'softmotion30_44k' / fold, tmp_path / 'softmotion30_44k' / fold)
     path = next((tmp_path / 'softmotion30_44k' / 'train').iterdir())
     path.write_bytes(path.read_bytes()[:-1000])
+    foreign = path.with_name('foreign.tfrecords')
+    subprocess.run([sys.executable, '-c', f'import tensorflow as tf\nwith tf.io.TFRecordWriter("{foreign}") as w: w.write(b"garbage" * 9)'], check=True)
     done = run('preprocessing/bair/convert.py', '--data_dir', tmp_path)
     assert done.returncode == 1 and f'unreadable: {path} (' in done.stdout and '2 record files converted' in done.stdout
+    assert f'unreadable: {foreign} (DecodeError' in done.stdout
     assert not (tmp_path / 'processed_data' / 'train' / path.stem).exists()
+    done = run('preprocessing/bair/convert.py', '--data_dir', tmp_path, '--layout', 'published')
+    assert done.returncode == 2 and 'was converted with --layout array, found published' in done.stderr
 
 
 @pytest.mark.parametrize('script, message', [
@@ -342,6 +474,32 @@ def test_empty_folders_say_what_was_expected(dataset, tmp_path):
             load()
 
 
+def test_damaged_videos_are_named(tmp_path):
+    folder = tmp_path / 'a'
+    folder.mkdir()
+    for t, size in ((1, 4), (2, 4), (3, 5)):
+        Image.fromarray(np.zeros((size, size, 3), np.uint8)).save(folder / f'{t}.png')
+    (folder / '._1.png').touch()  # as some systems add
+    video = find_videos(tmp_path)['a']
+    assert len(video) == 3 and video.clip(0, 2).shape == (2, 4, 4, 3)
+    with pytest.raises(UserError, match='a/3.png is of another size'):
+        video.clip(0, 3)
+    (folder / '1.png').write_bytes(b'')
+    with pytest.raises(UserError, match='a/1.png is no picture that can be read'):
+        find_videos(tmp_path)
+    shutil.rmtree(folder)
+    (tmp_path / 'b.npy').symlink_to(tmp_path / 'nowhere')
+    with pytest.raises(UserError, match='b.npy cannot be read'):
+        find_videos(tmp_path)
+
+
+def test_a_single_training_video_is_too_few(kth, tmp_path):
+    (tmp_path / 'processed_64' / 'boxing').mkdir(parents=True)
+    shutil.copy(kth / 'processed_64' / 'boxing' / 'person01_boxing_d1.npy', tmp_path / 'processed_64' / 'boxing')
+    with pytest.raises(UserError, match='is the only training video; at least 2'):
+        load_train(config('kth', tmp_path))
+
+
 # Test sets
 
 def test_draws_of_the_published_test_sets():
@@ -363,6 +521,8 @@ def test_kth_test_set(kth):
         np.testing.assert_array_equal(sequences[i], video[t_0:t_0 + 12])
         assert (persons[i], actions[i]) == (person, CLASSES[c])
     np.testing.assert_array_equal(load_test(config('kth', kth), kth, 9).videos([4, 1])[..., 0], sequences[[4, 1], :9].swapaxes(0, 1))
+    with pytest.raises(UserError, match='svg_test_set_12.npz is already there; remove it'):
+        kth_test_set.main(['--data_dir', str(kth), '--seq_len', '12'])
     with pytest.raises(UserError, match='of at least 13 frames; make it with: .* --seq_len 40'):
         load_test(config('kth', kth), kth, 13)
 
@@ -377,6 +537,21 @@ def test_human_test_set(human):
             np.testing.assert_array_equal(load_test(config('human', human), human, 5).videos([i])[:, 0], f['image'][:40:8])
     with pytest.raises(UserError, match='already there'):
         human_test_set.main(['--data_dir', str(human), '--seq_len', '7'])
+
+
+def test_incomplete_human_test_set(human, tmp_path):
+    shutil.copytree(human / 'test_set_7_8', tmp_path / 'test_set_7_8')
+    (tmp_path / 'test_set_7_8' / 'test_1.npz').unlink()
+    with pytest.raises(UserError, match='test_1.npz is missing; remove .*test_set_7_8 and make the test set again'):
+        load_test(config('human', tmp_path), tmp_path, 5)
+    shutil.copytree(human / 'test', tmp_path / 'test')
+    shutil.copy(human / 'test' / 'S9-Directions.54138969.npy', tmp_path / 'test' / 'other.npy')
+    with pytest.raises(UserError, match='other.npy is not called S<id>-<video>'):
+        human_test_set.main(['--data_dir', str(tmp_path), '--seq_len', '6'])
+    (tmp_path / 'test' / 'other.npy').unlink()
+    (tmp_path / '.test_set_6_8.77.tmp').mkdir()  # of a killed run
+    human_test_set.main(['--data_dir', str(tmp_path), '--size', '2', '--seq_len', '6'])
+    assert not list(tmp_path.glob('.*')) and len(list((tmp_path / 'test_set_6_8').iterdir())) == 2
 
 
 def test_missing_test_video_is_named(kth, tmp_path):

@@ -410,7 +410,7 @@ def test_kth(site, tmp_path):
     result = bash('kth', 'my data', '--url', site.url('actions'), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert contents(tmp_path / 'my data') == {f'raw/{name}/person01_{name}.avi': name.encode() for name in kth.CLASSES}
-    assert result.stdout.splitlines()[-1] == ("my data/raw: 6 videos of 6 classes; next: "
+    assert result.stdout.splitlines()[-1] == ("my data/raw: 6 videos of 6 classes (the whole set has 599); next: "
                                               "python preprocessing/kth/convert.py --data_dir 'my data'")
     assert site.requests == [('actions/boxing.zip', None), ('actions/boxing.zip', 'bytes=60-'),
                              *((f'actions/{name}.zip', None) for name in kth.CLASSES[1:])]
@@ -425,6 +425,12 @@ def test_kth_loads_what_is_missing_only(site, tmp_path, capsys):
     shutil.rmtree(tmp_path / 'raw' / 'jogging')
     kth.main([str(tmp_path), '--url', site.url('')])
     assert site.requests == [('jogging.zip', None)] and names(tmp_path / 'raw') == kth.CLASSES
+    (tmp_path / 'raw' / 'jogging' / 'jogging.avi').unlink()  # an empty folder is no download
+    kth.main([str(tmp_path), '--url', site.url('')])
+    assert len(site.requests) == 2 and (tmp_path / 'raw' / 'jogging' / 'jogging.avi').exists()
+    (tmp_path / 'raw' / 'jogging' / 'jogging.avi').rename(tmp_path / 'raw' / 'jogging' / 'notes')
+    with fails(tmp_path / 'raw' / 'jogging', 'not the videos that belong in it', 'delete it'):
+        kth.main([str(tmp_path), '--url', site.url('')])
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # called by its pa
 
 from args import Parser
 from files import UserError, run_script
-from preprocessing.convert import Job, Unreadable, cores, run_jobs, write_array, write_pngs
+from preprocessing.convert import Job, Unreadable, cores, follow_parent, run_jobs, write_array, write_pngs
 
 N_FRAMES, SIZE = 30, 64
 
@@ -85,7 +85,8 @@ def main(argv=None):
     os.environ['CUDA_VISIBLE_DEVICES'] = ''  # TensorFlow would take a whole GPU to read files
     if importlib.util.find_spec('tensorflow') is None:
         raise UserError('reading TFRecords needs TensorFlow; pip install tensorflow')
-    return run_jobs(jobs, ProcessPoolExecutor(cores(), multiprocessing.get_context('spawn')), 'record file')
+    executor = ProcessPoolExecutor(cores(), multiprocessing.get_context('spawn'), follow_parent)
+    return run_jobs(jobs, executor, {'layout': args.layout}, 'record file')
 
 
 if __name__ == '__main__':

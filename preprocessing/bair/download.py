@@ -4,7 +4,7 @@ import shlex
 
 from args import Parser
 from files import make_folder, run_script
-from preprocessing.download import check_space, downloaded, fetch, untar
+from preprocessing.download import check_space, downloaded, fetch, remove_empty, untar
 
 URL = 'http://rail.eecs.berkeley.edu/datasets/bair_robot_pushing_dataset_v0.tar'
 SIZE = 32_274_964_480
@@ -24,9 +24,10 @@ def main(argv=None):
     args = get_parser().parse_args(argv)
     folder = make_folder(args.data_dir, 'DIR')
     target, archive = folder / NAME, folder / 'bair_robot_pushing_dataset_v0.tar'
-    if target.exists():
+    if all(any((target / fold).glob('*.tfrecords')) for fold in ('train', 'test')):
         print(f'{target} is there', flush=True)
     else:
+        remove_empty(target)
         if not archive.exists():  # better now than after hours of download
             check_space(folder, 2 * SIZE - downloaded(archive), f'{args.url}, with the files unpacked from it,')
         fetch(args.url, archive, SIZE, SHA256)

@@ -1,6 +1,8 @@
 """Convert videos of your own: `python preprocessing/folder/convert.py --data_dir IN --out_dir OUT`; then `--dataset folder`."""
 
 import functools
+import hashlib
+import os
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,24 +14,45 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from args import Parser, count, number, seed
-from files import UserError, make_folder, run_script
+from files import UserError, make_folder, read_json, run_script, write_json
 from preprocessing.convert import Job, Unreadable, cores, decode, resized, run_jobs, write_array
 
 VIDEOS = {'.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ogv', '.webm', '.wmv'}
+FOLDS = ('train', 'val', 'test')
 PICTURES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
 
 
 def find_sources(folder):
-    """Video files, and folders with pictures, anywhere below a folder: sorted list of Path."""
-    sources = set()
-    for path in folder.rglob('*'):
-        if path.name.startswith('.') or not path.is_file():
+    """Video files, and folders of two pictures or more without videos, anywhere below a folder: sorted list of Path."""
+    sources, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [name for name in folders if not name.startswith('.')] if real not in seen else []  # links may form a circle
+        if real in seen:
             continue
-        if path.suffix.lower() in VIDEOS:
-            sources.add(path)
-        elif path.suffix.lower() in PICTURES and path.parent != folder:
-            sources.add(path.parent)
+        seen.add(real)
+        kinds = {name: Path(name).suffix.lower() for name in names if not name.startswith('.')}
+        videos = [Path(parent, name) for name, kind in kinds.items() if kind in VIDEOS]
+        pictures = sum(kind in PICTURES for kind in kinds.values())
+        sources += videos or ([Path(parent)] if pictures > 1 and Path(parent) != folder else [])
     return sorted(sources)
+
+
+def get_name(path, folder):
+    """Name of a source in the result: its path below the folder, extension included, so that no two fall together."""
+    name = '-'.join(path.relative_to(folder).parts)
+    if len(os.fsencode(name)) > 200:  # file systems allow 255 bytes
+        name = f'{os.fsencode(name)[:160].decode(errors="ignore")}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}'
+    return name
+
+
+def to_rgb(picture):
+    """RGB of a picture of any mode; of 16 bits, the upper 8."""
+    if picture.mode == 'F':
+        raise Unreadable('pictures of floating-point numbers have no range')
+    if picture.mode.startswith('I'):
+        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8))
+    return np.asarray(picture.convert('RGB'))
 
 
 def decode_pictures(folder, transform):
@@ -41,8 +64,8 @@ def decode_pictures(folder, transform):
     for path in sorted((p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith('.')), key=order):
         try:
             with Image.open(path) as picture:
-                frames.append(transform(np.asarray(picture.convert('RGB'))))
-        except (OSError, ValueError) as error:
+                frames.append(transform(to_rgb(picture)))
+        except Exception as error:  # Pillow raises several kinds
             raise Unreadable(f'{path.name}: {error}') from None
     return np.stack(frames), ''
 
@@ -58,12 +81,18 @@ def read(source, image_size, gray):
     return (decode_pictures if source.is_dir() else decode)(source, transform=transform)
 
 
-def split(names, val, test, seed):
-    """Assign each name, by a seeded shuffle, to 'train', 'val' or 'test': dict. Each fold has at least one."""
-    order = np.random.RandomState(seed).permutation(len(names))
-    n_test, n_val = (max(1, round(share * len(names))) for share in (test, val))
-    folds = ['test'] * n_test + ['val'] * n_val
-    return {names[i]: folds[k] if k < len(folds) else 'train' for k, i in enumerate(order)}
+def split(names, val, test, seed, before):
+    """Assign each name, by a seeded shuffle, to 'train', 'val' or 'test': dict. Each fold has at least one.
+
+    Names in `before`, the result of an earlier call, keep their fold; the others fill up.
+    """
+    folds = {name: before[name] for name in names if name in before}
+    missing = []
+    for fold, share in (('test', test), ('val', val)):
+        missing += [fold] * max(0, max(1, round(share * len(names))) - list(folds.values()).count(fold))
+    new = [name for name in names if name not in folds]
+    order = np.random.RandomState(seed).permutation(len(new))
+    return folds | {new[i]: missing[k] if k < len(missing) else 'train' for k, i in enumerate(order)}
 
 
 def get_parser():
@@ -84,26 +113,29 @@ def main(argv=None):
     folder = Path(args.data_dir)
     if not folder.is_dir():
         raise UserError(f'--data_dir {folder} is not a folder; name the one with your videos')
-    # One name a source: its path below the folder, extension included, so that no two fall together
     sources = {}
     for path in find_sources(folder):
-        name = '-'.join(path.relative_to(folder).parts)
+        name = get_name(path, folder)
         if name in sources:
             raise UserError(f'{path} and {sources[name]} would both be called {name}; rename one')
         sources[name] = path
     if len(sources) < 3:
         raise UserError(f'--data_dir {folder} holds {len(sources)} videos (files {", ".join(sorted(VIDEOS))}, or folders of pictures); '
                         'at least 3 are needed, for training, validation and test')
-    folds = split(list(sources), args.val, args.test, args.seed)
+    out = Path(args.out_dir)
+    before = read_json(out / 'split.json') if (out / 'split.json').exists() else {}
+    folds = split(list(sources), args.val, args.test, args.seed, before)
     if 'train' not in folds.values():
         raise UserError(f'--val {args.val} and --test {args.test} leave none of {len(sources)} videos for training; give smaller shares')
-    out = make_folder(args.out_dir, '--out_dir')
-    moved = [p for name, fold in folds.items() for other in ('train', 'val', 'test') if other != fold and (p := out / other / f'{name}.npy').exists()]
-    if moved:
-        raise UserError(f'{moved[0]} belongs to another fold by this --seed and these videos; convert to an empty --out_dir')
+    make_folder(out, '--out_dir')
+    write_json(out / 'split.json', before | folds)  # before the first video: the split stays when more videos come
     reader = functools.partial(read, image_size=args.image_size, gray=args.gray)
     jobs = [Job(source, out / folds[name] / f'{name}.npy', reader, write_array) for name, source in sources.items()]
-    return run_jobs(jobs, ThreadPoolExecutor(cores()))
+    code = run_jobs(jobs, ThreadPoolExecutor(cores()), {'image_size': args.image_size, 'gray': args.gray})
+    for fold in FOLDS:
+        if not any((out / fold).glob('*.npy')):
+            raise UserError(f'{out}/{fold} has no video; mend those that are unreadable or add some, and run again')
+    return code
 
 
 if __name__ == '__main__':

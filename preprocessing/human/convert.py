@@ -52,7 +52,7 @@ def main(argv=None):
                 target = folder / fold / f'S{subject}-{source.stem}{".npy" if args.layout == "array" else ".npz"}'
                 write = write_array if args.layout == 'array' else functools.partial(write_published, filename=source.name, subject=subject)
                 jobs.append(Job(source, target, functools.partial(read, image_size=args.image_size), write))
-    return run_jobs(jobs, ThreadPoolExecutor(cores()))  # ffmpeg and Pillow work outside of Python's lock
+    return run_jobs(jobs, ThreadPoolExecutor(cores()), {'image_size': args.image_size})  # ffmpeg and Pillow work outside of Python's lock
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """Make the test set of Human3.6M: `python preprocessing/human/make_test_set.py --data_dir DIR`, after `convert.py`."""
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -53,10 +54,15 @@ def main(argv=None):
     span = (args.seq_len - 1) * args.subsampling + 1
     videos = find_converted(args.data_dir, 'test')
     names = list(videos)
+    for name in names:
+        if not re.fullmatch(r'S\d+-.+', name):
+            raise UserError(f'{videos[name].path} is not called S<id>-<video>, as converted test videos are; move it elsewhere')
     check_videos(videos.values(), videos[names[0]].frame_shape[0], 3, span)
     folder = Path(args.data_dir) / f'test_set_{args.seq_len}_{args.subsampling}'
     if folder.exists():
         raise UserError(f'{folder} is already there; remove it to make the test set again')
+    for old in folder.parent.glob(f'.{folder.name}.*.tmp'):  # of a run that was killed
+        shutil.rmtree(old)
     tmp = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
     tmp.mkdir()
     try:

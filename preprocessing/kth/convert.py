@@ -13,9 +13,12 @@ from files import UserError, run_script
 from preprocessing.convert import Job, cores, decode, run_jobs, write_array, write_pngs
 
 
+MOST = 20_000  # frames; the longest video of KTH has fewer than 2,000 at 25 frames a second
+
+
 def read(source, image_size, frame_rate):
     """Frames of a video at the frame rate and size, resized by ffmpeg's default scaler: uint8 (T, image_size, image_size, 3)."""
-    return decode(source, '-r', str(frame_rate), '-s', f'{image_size}x{image_size}')
+    return decode(source, '-r', str(frame_rate), '-s', f'{image_size}x{image_size}', most=MOST)
 
 
 def write(target, frames):
@@ -50,7 +53,7 @@ def main(argv=None):
                             f'bash preprocessing/kth/download.sh {folder}')
         jobs += [Job(s, target / name / (s.stem.removesuffix('_uncomp') + suffix),
                      functools.partial(read, image_size=args.image_size, frame_rate=args.frame_rate), writer) for s in sources]
-    return run_jobs(jobs, ThreadPoolExecutor(cores()))  # ffmpeg is the work, and a process of its own
+    return run_jobs(jobs, ThreadPoolExecutor(cores()), {'frame_rate': args.frame_rate})  # ffmpeg is the work, and a process of its own
 
 
 if __name__ == '__main__':

@@ -4,9 +4,10 @@ import shlex
 
 from args import Parser
 from files import make_folder, run_script
-from preprocessing.download import fetch, unzip
+from preprocessing.download import fetch, remove_empty, unzip
 
 URL = 'http://www.csc.kth.se/cvap/actions/'
+N_VIDEOS = 599
 CLASSES = ['boxing', 'handclapping', 'handwaving', 'jogging', 'running', 'walking']
 
 
@@ -23,14 +24,15 @@ def main(argv=None):
     folder = make_folder(args.data_dir, 'DIR')
     for name in CLASSES:
         target, archive = folder / 'raw' / name, folder / f'{name}.zip'
-        if target.exists():
+        if any(target.glob('*.avi')):
             print(f'{target} is there', flush=True)
             continue
+        remove_empty(target)
         fetch(f'{args.url.rstrip("/")}/{name}.zip', archive)
         unzip(archive, target)
         archive.unlink()
     n = sum(1 for _ in folder.glob('raw/*/*.avi'))
-    print(f'{folder / "raw"}: {n:,} videos of {len(CLASSES)} classes; next: '
+    print(f'{folder / "raw"}: {n:,} videos of {len(CLASSES)} classes{f" (the whole set has {N_VIDEOS})" if n != N_VIDEOS else ""}; next: '
           f'python preprocessing/kth/convert.py --data_dir {shlex.quote(args.data_dir)}')
 
 

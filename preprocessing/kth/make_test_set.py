@@ -47,6 +47,9 @@ def get_parser():
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
+    path = Path(args.data_dir) / f'svg_test_set_{args.seq_len}.npz'
+    if path.exists():
+        raise UserError(f'{path} is already there; remove it to make the test set again')
     found = {v.path.stem: v for v in find_converted(args.data_dir, args.image_size, TEST_PERSONS)}
     check_videos(found.values(), args.image_size, 1, args.seq_len)
 
@@ -57,7 +60,6 @@ def main(argv=None):
                             'complete the download and convert again')
         return found[name]
     clips = draw_clips(lambda *v: len(video(*v)), args.size, args.seq_len, args.seed)
-    path = Path(args.data_dir) / f'svg_test_set_{args.seq_len}.npz'
     write_npz(path, sequences=np.stack([video(c, p, t).clip(t_0, args.seq_len)[..., 0] for c, p, t, t_0 in clips]),
               persons=np.array([p for _, p, _, _ in clips]), actions=np.array([CLASSES[c] for c, _, _, _ in clips]))
     print(f'{path}: {args.size:,} clips of {args.seq_len} frames')
