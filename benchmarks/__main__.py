@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import platform
+import re
 import tempfile
 from pathlib import Path
 
@@ -11,11 +12,19 @@ import torch
 from benchmarks import data, fvd
 
 
+def processor():
+    """Name of the processor."""
+    try:
+        return re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())[1]
+    except (OSError, TypeError):  # not Linux
+        return platform.processor() or platform.machine()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--gigabytes', type=float, default=4, help='size of the dataset on disk in the test of memory')
     args = parser.parse_args()
-    print(f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, '
+    print(f'{processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, '
           f'torch {torch.__version__}\n\n| what | plain | here | ratio |\n|---|---|---|---|', flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for row in itertools.chain(data.rows(Path(folder), args.gigabytes), fvd.rows(Path(folder))):

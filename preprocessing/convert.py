@@ -216,8 +216,8 @@ def _run(jobs, executor, unit):
                     continue
                 n_frames += frames
                 if note:
-                    lines.append(f'damaged, but converted: {running[future].source} ({note}); once mended, delete {running[future].target} to convert '
-                                 'it again')
+                    job = running[future]
+                    lines.append(f'damaged, but converted: {job.source} ({note}); once mended, delete {job.target} to convert it again')
         except BaseException as error:
             executor.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, OSError):  # no space, no permission

@@ -298,7 +298,7 @@ def test_conversion_of_an_archive(module, tmp_path, capsys):
     assert f'{tmp_path}/m.pt: SHA-256 of the weights {golden["weights_sha256"]}' in capsys.readouterr().out
     os.utime(tmp_path / 'm.pt', (0, 0))  # older than the archive
     weights.load_state(tmp_path / 'm.tar.gz')
-    assert f'converting {tmp_path}/m.tar.gz' in capsys.readouterr().out
+    assert f'converting {tmp_path}/m.tar.gz' in capsys.readouterr().err
     assert torch.equal(weights.load_state(tmp_path / 'm.pt')['Conv3d_1a_7x7.conv3d.weight'], random_state()['Conv3d_1a_7x7.conv3d.weight'])
 
 

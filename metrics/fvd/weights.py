@@ -1,6 +1,7 @@
 """Weights of I3D: where they are, what they are, and their conversion from the TF-Hub module."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -128,8 +129,8 @@ def load_state(path):
     if tfhub.is_module(path):
         converted = converted_path(path)
         if not converted.exists() or converted.stat().st_mtime < path.stat().st_mtime:
-            print(f'converting {path} to {converted} by TensorFlow', flush=True)
+            print(f'converting {path} to {converted} by TensorFlow', file=sys.stderr, flush=True)
             convert(path)
         path = converted
-    print(f'I3D: weights of {path}', flush=True)
+    print(f'I3D: weights of {path}', file=sys.stderr, flush=True)
     return check_state(load(path), path)
