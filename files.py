@@ -17,7 +17,7 @@ class UserError(Exception):
 
 def run_script(main):
     """Run the `main` of a script; a `UserError` becomes its sentence on stderr and exit code 2, Ctrl-C exit code 130."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors='backslashreplace')  # names of files may be no text
     try:
         sys.exit(main())

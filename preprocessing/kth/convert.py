@@ -13,7 +13,7 @@ from files import UserError, run_script
 from preprocessing.convert import Job, cores, decode, run_jobs, write_array, write_pngs
 
 
-MOST = 20_000  # frames; the longest video of KTH has fewer than 2,000 at 25 frames a second
+MOST = 20_000  # frames: 13 minutes, far more than any video of KTH has
 
 
 def read(source, image_size, frame_rate):
