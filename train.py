@@ -91,6 +91,8 @@ class Trainer:
     # State
 
     def restore(self):
+        for tmp in self.folder.glob('.*.tmp'):
+            tmp.unlink()  # what a run that was killed while saving left behind
         path = self.folder / 'state.pt'
         if not path.exists():
             return  # the run ended before its first state: configuration and seed are all there is to continue
@@ -107,8 +109,6 @@ class Trainer:
         if self.step > self.n_steps:
             raise UserError(f'--resume: {path} is of step {self.step:,}, but the run has {self.n_steps:,} steps; was config.json changed?')
         self.saved = self.step, self.validated
-        for tmp in self.folder.glob('.*.tmp'):
-            tmp.unlink()  # what a run that was killed while saving left behind
 
     def save_state(self):
         """Save all that a continued run needs, and the weights by themselves as `model.pt`."""

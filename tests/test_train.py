@@ -136,7 +136,9 @@ def test_run_killed_before_its_first_state_resumes_bit_for_bit(unbroken, tmp_pat
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (folder / 'state.pt').exists()
+    (folder / '.state.pt.1.tmp').write_bytes(b'half of a state')
     assert train.main(['--resume', '--save_path', str(folder)]) == 0
+    assert not list(folder.glob('.*.tmp'))
     assert_same_end(folder, unbroken)
 
 
