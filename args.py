@@ -93,6 +93,18 @@ def flag(group, name, **kwargs):
     group.add_argument(name, action=argparse.BooleanOptionalAction, default=False, **kwargs)
 
 
+def add_device_option(parser, **kwargs):
+    """Add `--device`."""
+    parser.add_argument('--device', type=device, metavar='N', help='CUDA device, or cpu; the CPU if absent', **kwargs)
+
+
+def add_i3d_options(parser):
+    """Add the options of I3D, the network of the Fréchet video distance."""
+    parser.add_argument('--i3d_path', help='weights of I3D: TF-Hub module (folder or .tar.gz) or .pt file; searched in $SRVP_CACHE '
+                                           '(~/.cache/srvp) if absent')
+    parser.add_argument('--fvd_backend', choices=FVD_BACKENDS, default='torch', help='tfhub: run the TensorFlow module itself')
+
+
 def train_parser():
     """Parser of `train.py`."""
     parser = Parser('Train SRVP. Values come, the last one winning, from the defaults, --preset, the --config file and the command line.',
@@ -106,7 +118,7 @@ def train_parser():
                    help='continue the run in --save_path from its last state; its configuration is read from there')
     g.add_argument('--dry_run', action='store_true', help="print the resolved configuration and the model's size, and stop")
     g.add_argument('--seed', type=seed, help='random seed; chosen at random, and saved, if absent')
-    g.add_argument('--device', type=device, nargs='+', metavar='N', help='CUDA device, or cpu; the CPU if absent')
+    add_device_option(g, nargs='+')
     g.add_argument('--n_workers', type=index, default=4, help='processes that draw videos; 0: the main one')
     g.add_argument('--local_rank', '--local-rank', type=index, default=0, help='given by distributed launchers')
     amp = g.add_mutually_exclusive_group()
@@ -178,17 +190,15 @@ def test_parser():
     parser.add_argument('--lpips_dir', help="folder with torchvision's AlexNet, whole or its features only; torchvision's cache or "
                                             'download if absent')
     parser.add_argument('--fvd', action='store_true', help='also compute the Fréchet video distance, of the first random sample')
-    parser.add_argument('--i3d_path', help='its network, I3D: TF-Hub module (folder or .tar.gz) or .pt file; searched in $SRVP_CACHE '
-                                           '(~/.cache/srvp) if absent')
     parser.add_argument('--fvd_samples', type=count, default=1, help='random samples of which the mean distance is reported')
-    parser.add_argument('--fvd_backend', choices=FVD_BACKENDS, default='torch', help='tfhub: run the TensorFlow module itself')
+    add_i3d_options(parser)
     parser.add_argument('--n_samples', type=count, default=100, help='predictions a video, of which the best counts')
     parser.add_argument('--n_videos', type=count, help='evaluate the first videos of the test set only')
     parser.add_argument('--nt_cond', type=count, help='given frames; as trained if absent')
     parser.add_argument('--nt_gen', type=count, help='frames, given ones included; as trained (seq_len_test) if absent')
     parser.add_argument('--n_euler_steps', type=count, help='Euler steps a predicted frame; as trained if absent')
     parser.add_argument('--batch_size', type=count, default=16, help='videos at a time; does not change the scores')
-    parser.add_argument('--device', type=device, metavar='N', help='CUDA device, or cpu; the CPU if absent')
+    add_device_option(parser)
     parser.add_argument('--test_seed', type=seed, default=1)
     parser.add_argument('--n_pictures', type=index, default=5, help='videos drawn as a strip (PNG) and an animation (GIF)')
     parser.add_argument('--baseline', choices=['last_frame', 'untrained'],

@@ -131,7 +131,7 @@ def build_fvd(args, n_videos, device):
     return metrics.fvd.FVD(metrics.fvd.build_embedding(args.i3d_path, args.fvd_backend, device), args.fvd_samples)
 
 
-def get_protocol(args, config, testset, n_videos, digest, fvd):
+def get_protocol(args, config, n_videos, digest, fvd):
     """What the scores depend on."""
     protocol = {
         'dataset': config.dataset, 'clips': n_videos, 'conditioning_frames': args.nt_cond,
@@ -142,7 +142,7 @@ def get_protocol(args, config, testset, n_videos, digest, fvd):
         protocol |= {k: getattr(config, k) for k in ('digits', 'ndigits', 'max_speed', 'deterministic')}
     if fvd is not None:
         protocol['fvd'] = {
-            'frames': args.nt_gen, 'conditioning_frames_included': True, 'resolution': list(testset.videos([0]).shape[2:4]),
+            'frames': args.nt_gen, 'conditioning_frames_included': True, 'resolution': [config.nx, config.nx],
             'clips': n_videos, 'samples': args.fvd_samples, 'seed': args.test_seed, 'embedding': metrics.fvd.EMBEDDING,
             'backend': args.fvd_backend, 'weights_sha256': fvd.embed.sha256}
     return protocol
@@ -167,7 +167,7 @@ def main(argv=None):
     if n_videos > len(testset):
         raise UserError(f'--n_videos {n_videos}: the test set has {len(testset)}; give at most as many')
     fvd = build_fvd(args, n_videos, device)
-    protocol = get_protocol(args, config, testset, n_videos, digest, fvd)
+    protocol = get_protocol(args, config, n_videos, digest, fvd)
     out_dir = make_folder(args.out_dir, '--out_dir')
 
     print(f'evaluating {args.baseline or args.model_name} on {describe(device)}: {n_videos} videos of '

@@ -6,22 +6,20 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.data import compare
 from metrics.fvd import build_embedding
-from metrics.fvd.weights import parameters
+from metrics.fvd.weights import parameters, to_tensorflow
 
 N = 16  # clips measured
 
 
 def random_module(folder):
     """Folder as the TF-Hub module, with random weights: time does not depend on them."""
-    rng = np.random.RandomState(0)
-    variables = {}
-    for _, name, (n_out, *rest) in parameters():
-        shape = (*rest[1:], rest[0], n_out) if name.endswith('/w') else (n_out,) if name.endswith('/b') else (1, 1, 1, 1, n_out)
-        variables[name] = (0.05 * rng.randn(*shape) ** 2).astype(np.float32)
-    np.savez(folder / 'variables.npz', **variables)
+    generator = torch.Generator().manual_seed(0)
+    state = {name: 0.05 * torch.randn(shape, generator=generator) ** 2 for name, _, shape in parameters()}
+    np.savez(folder / 'variables.npz', **to_tensorflow(state))
     script = Path(__file__).parents[1] / 'tests' / 'i3d_module.py'
     subprocess.run([sys.executable, script, folder / 'variables.npz', folder / 'i3d'], check=True, capture_output=True)
     return folder / 'i3d'

@@ -88,7 +88,7 @@ class MeanColour:
         return np.concatenate([videos.mean((2, 3, 4)), videos.std((2, 3, 4))], 1)
 
     def close(self):
-        self.closed = True
+        pass
 
 
 # Network

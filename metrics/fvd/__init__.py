@@ -29,7 +29,7 @@ class Embedding:
 
     def __init__(self, state, device='cpu'):
         self.device = torch.device(device)
-        self.sha256 = tfhub.variables_sha256(weights.to_tensorflow(state))
+        self.sha256 = weights.sha256(state)
         self._i3d = I3D(state).to(self.device)
         if self.device.type == 'cpu':
             keep_memory()
@@ -73,7 +73,7 @@ class FVD:
     """
 
     def __init__(self, embed, n_samples=1):
-        self.embed, self.n_samples = embed, n_samples
+        self.embed = embed
         self._true, self._samples = [], [[] for _ in range(n_samples)]
 
     def update(self, given, target, samples):
@@ -127,17 +127,15 @@ def fvd(x, y, embed, batch_size=16, progress=False):
     ------
     UserError
     """
-    sets = []
     for videos, what in ((x, 'the first set'), (y, 'the second set')):
         if videos.ndim != 5 or videos.shape[-1] not in (1, 3) or str(videos.dtype).removeprefix('torch.') != 'uint8':
             raise UserError(f'{what} has shape {tuple(videos.shape)} and type {videos.dtype}; expected uint8 (N, T, H, W, C), C 1 or 3')
         check_sizes(*videos.shape[:2], what)
-        sets.append(videos)
     if x.shape[1] != y.shape[1]:
         raise UserError(f'the sets have videos of {x.shape[1]} and {y.shape[1]} frames; distances are defined for one length: cut the longer')
     features = [[], []]
     with tqdm(total=len(x) + len(y), desc='I3D', unit='video', dynamic_ncols=True, disable=not progress) as bar:
-        for videos, found in zip(sets, features):
+        for videos, found in zip((x, y), features):
             for start in range(0, len(videos), batch_size):
                 batch = videos[start:start + batch_size]
                 found.append(_embed(embed, batch.cpu().numpy() if isinstance(batch, torch.Tensor) else np.array(batch)))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from args import FVD_BACKENDS, Parser, count, device
+from args import Parser, add_device_option, add_i3d_options, count
 from files import UserError, run_script
 from metrics.fvd import EMBEDDING, build_embedding, fvd
 from utils import describe, get_device
@@ -15,11 +15,9 @@ def get_parser():
                     'those of test.py. An .npz file holds one array, or one named samples. The published scores count the given frames '
                     'too: put them before the predicted ones, or use test.py --fvd.')
     parser.add_argument('files', nargs=2, metavar='FILE', help='one set of videos each')
-    parser.add_argument('--i3d_path', help='weights of I3D: TF-Hub module (folder or .tar.gz) or .pt file; searched in $SRVP_CACHE '
-                                           '(~/.cache/srvp) if absent')
-    parser.add_argument('--fvd_backend', choices=FVD_BACKENDS, default='torch', help='tfhub: run the TensorFlow module itself')
+    add_i3d_options(parser)
     parser.add_argument('--batch_size', type=count, default=16, help='videos read at a time')
-    parser.add_argument('--device', type=device, metavar='N', help='CUDA device, or cpu; the CPU if absent')
+    add_device_option(parser)
     return parser
 
 
@@ -50,8 +48,8 @@ def read_videos(path):
 def main(argv=None):
     args = get_parser().parse_args(argv)
     x, y = map(read_videos, args.files)
-    target = get_device(args.device)
-    embed = build_embedding(args.i3d_path, args.fvd_backend, target)
+    device = get_device(args.device)
+    embed = build_embedding(args.i3d_path, args.fvd_backend, device)
     try:
         value = fvd(x, y, embed, args.batch_size, progress=True)
     finally:
@@ -59,7 +57,7 @@ def main(argv=None):
     for path, videos in zip(args.files, (x, y)):
         n, t, h, w, c = videos.shape
         print(f'{path}: {n} videos of {t} frames, {h} x {w}, {c} channel{"s" if c > 1 else ""}')
-    print(f'embedding: {EMBEDDING}, by {"TensorFlow" if args.fvd_backend == "tfhub" else f"PyTorch on {describe(target)}"}\n'
+    print(f'embedding: {EMBEDDING}, by {"TensorFlow" if args.fvd_backend == "tfhub" else f"PyTorch on {describe(device)}"}\n'
           f'SHA-256 of the weights: {embed.sha256}')
     print(f'FVD {value:.2f}')
 

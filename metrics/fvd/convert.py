@@ -2,7 +2,7 @@
 
 from args import Parser
 from files import run_script
-from metrics.fvd import tfhub, weights
+from metrics.fvd import weights
 
 
 def main(argv=None):
@@ -10,7 +10,7 @@ def main(argv=None):
     parser.add_argument('module', nargs='?', help=f'its folder or archive, from {weights.URL}; searched in the cache if absent')
     module = weights.find(parser.parse_args(argv).module, 'tfhub')
     path = weights.convert(module)
-    print(f'{path}: SHA-256 of the weights {tfhub.variables_sha256(weights.to_tensorflow(weights.load_state(path)))}')
+    print(f'{path}: SHA-256 of the weights {weights.sha256(weights.load_state(path))}')
 
 
 if __name__ == '__main__':

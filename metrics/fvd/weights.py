@@ -64,6 +64,11 @@ def to_tensorflow(state):
     return variables
 
 
+def sha256(state):
+    """SHA-256 of the weights, the same in all their forms."""
+    return tfhub.variables_sha256(to_tensorflow(state))
+
+
 def check_state(state, source):
     """Stop unless `state` holds I3D's parameters by the names of the port. Returns these, as float32."""
     for name, _, shape in parameters():
