@@ -1,5 +1,8 @@
-"""Pictures of predictions: strips of frames (PNG) and animations (GIF), enlarged by nearest neighbour."""
+"""Pictures of predictions: strips of frames (PNG) and animations (GIF, MP4), enlarged by nearest neighbour."""
 
+from pathlib import Path
+
+import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -20,6 +23,34 @@ def _enlarge(frame):
     """uint8 (H, W, C) of 1 or 3 channels -> RGB picture, enlarged."""
     picture = Image.fromarray(np.repeat(frame, 3, 2) if frame.shape[2] == 1 else frame)
     return picture.resize((frame.shape[1] * SCALE, frame.shape[0] * SCALE), Image.Resampling.NEAREST)
+
+
+def write_video(path, frames, fps):
+    """Write frames, one after the other, as a video (`.mp4`) or an animation that repeats (`.gif`), by the path's extension.
+
+    Parameters
+    ----------
+    path : path
+    frames : iterable of uint8 arrays (H, W, 3), at least one
+        Read one by one for a video, so that they may be drawn as they are asked for.
+    fps : float
+        Frames a second.
+    """
+    path, frames = Path(path), iter(frames)
+    with replacing(path) as tmp:
+        if path.suffix == '.gif':
+            first, *others = map(Image.fromarray, frames)
+            first.save(tmp, 'GIF', save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+            return
+        frame = next(frames)
+        H, W = (n + n % 2 for n in frame.shape[:2])  # players expect half as many colours: even sizes
+        video = imageio_ffmpeg.write_frames(str(tmp), (W, H), fps=fps, codec='libx264', quality=8, macro_block_size=2,
+                                            ffmpeg_log_level='error', output_params=['-f', 'mp4', '-movflags', '+faststart'])
+        video.send(None)
+        while frame is not None:
+            video.send(np.ascontiguousarray(np.pad(frame, ((0, H - len(frame)), (0, W - frame.shape[1]), (0, 0)), 'edge')))
+            frame = next(frames, None)
+        video.close()
 
 
 def strip(path, rows, nt_cond):
@@ -56,12 +87,12 @@ def strip(path, rows, nt_cond):
 
 
 def animation(path, columns, nt_cond, duration=200):
-    """Draw videos side by side as a GIF that repeats; a frame's border tells whether it was given.
+    """Draw videos side by side as an animation; a frame's border tells whether it was given.
 
     Parameters
     ----------
     path : path
-        GIF file.
+        GIF or MP4 file.
     columns : dict of uint8 (T, H, W, C) by name
         All of the same length.
     nt_cond : int
@@ -83,6 +114,5 @@ def animation(path, columns, nt_cond, duration=200):
             draw.rectangle((x - 2, top - 2, x + W * SCALE + 1, top + H * SCALE + 1), colour)
             canvas.paste(_enlarge(video[t]), (x, top))
         draw.text((GAP, canvas.height - bottom // 2), f't = {t} ({word})', colour, font, anchor='lm')
-        frames.append(canvas)
-    with replacing(path) as tmp:
-        frames[0].save(tmp, 'GIF', save_all=True, append_images=frames[1:], duration=duration, loop=0)
+        frames.append(np.asarray(canvas))
+    write_video(path, frames, 1000 / duration)
