@@ -6,6 +6,7 @@ A training configuration is resolved once: defaults < preset < `--config` file <
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from pathlib import Path
@@ -28,11 +29,13 @@ EPOCH_SIZE = 500_000  # videos that an epoch of drawn clips counts
 CONFIGS = Path(__file__).resolve().parent / 'configs'
 PRESETS = ['smmnist', 'smmnist_deterministic', 'kth', 'human', 'bair']
 
+AMP_DTYPES = ['auto', 'float16', 'bfloat16']
+
 # Options that belong to one call, not to the model's configuration
 TRANSIENT = {'config', 'resume', 'dry_run', 'local_rank'}
-# Options that a resumed run may change without ending elsewhere than an unbroken one
-FREE_ON_RESUME = TRANSIENT | {'save_path', 'data_dir', 'device', 'n_workers', 'val_interval', 'chkpt_interval', 'state_interval',
-                              'log_interval'}
+# Options that a resumed run may change: it ends where an unbroken one would, up to rounding and, by `accumulate`, batch statistics
+FREE_ON_RESUME = TRANSIENT | {'save_path', 'data_dir', 'device', 'n_workers', 'accumulate', 'compile', 'val_interval', 'chkpt_interval',
+                              'state_interval', 'log_interval'}
 
 
 class Parser(configargparse.ArgumentParser):
@@ -93,9 +96,15 @@ def flag(group, name, **kwargs):
     group.add_argument(name, action=argparse.BooleanOptionalAction, default=False, **kwargs)
 
 
-def add_device_option(parser, **kwargs):
-    """Add `--device`."""
-    parser.add_argument('--device', type=device, metavar='N', help='CUDA device, or cpu; the CPU if absent', **kwargs)
+def add_device_option(parser, several=False):
+    """Add `--device`, of one device or (a list) one for each process on a machine."""
+    parser.add_argument('--device', type=device, metavar='N', nargs='+' if several else None,
+                        help='CUDA device, or cpu; the CPU if absent' + '; under torchrun, one for each process of a machine' * several)
+
+
+def add_local_rank_option(parser):
+    """Add `--local_rank`, in both spellings: the launchers' environment says the same."""
+    parser.add_argument('--local_rank', '--local-rank', type=index, default=0, help='given by distributed launchers')
 
 
 def add_i3d_options(parser):
@@ -118,15 +127,21 @@ def train_parser():
                    help='continue the run in --save_path from its last state; its configuration is read from there')
     g.add_argument('--dry_run', action='store_true', help="print the resolved configuration and the model's size, and stop")
     g.add_argument('--seed', type=seed, help='random seed; chosen at random, and saved, if absent')
-    add_device_option(g, nargs='+')
+    add_device_option(g, several=True)
     g.add_argument('--n_workers', type=index, default=4, help='processes that draw videos; 0: the main one')
-    g.add_argument('--local_rank', '--local-rank', type=index, default=0, help='given by distributed launchers')
+    add_local_rank_option(g)
     amp = g.add_mutually_exclusive_group()
-    amp.add_argument('--torch_amp', action='store_true', help="half precision by PyTorch (not in this version)")
-    amp.add_argument('--apex_amp', action='store_true', help="half precision by NVIDIA apex (not in this version)")
+    amp.add_argument('--torch_amp', action='store_true', help='half precision by PyTorch; the loss stays in float32')
+    amp.add_argument('--apex_amp', action='store_true', help='half precision by NVIDIA apex (https://github.com/NVIDIA/apex)')
+    g.add_argument('--amp_dtype', choices=AMP_DTYPES, default='auto',
+                   help='half precision of --torch_amp; auto: bfloat16 where the hardware has it, else float16')
     g.add_argument('--amp_opt_lvl', choices=['O0', 'O1', 'O2', 'O3'], default='O1', help='optimisation level of apex')
     g.add_argument('--keep_batchnorm_fp32', action='store_true', default=None, help='apex keeps batch normalisation in float32')
     g.add_argument('--apex_verbose', action='store_true', help='apex logs more')
+    g.add_argument('--accumulate', type=count, default=1,
+                   help='parts that a batch is split into, one after the other, for small GPUs: the same gradient, '
+                        'but batch normalisation sees each part by itself')
+    g.add_argument('--compile', action='store_true', help='compile the networks by torch.compile: a slow start, then faster steps')
 
     g = parser.add_argument_group('Model')
     g.add_argument('--archi', choices=ARCHITECTURES, default='dcgan', help='architecture of encoder and decoder')
@@ -198,7 +213,8 @@ def test_parser():
     parser.add_argument('--nt_gen', type=count, help='frames, given ones included; as trained (seq_len_test) if absent')
     parser.add_argument('--n_euler_steps', type=count, help='Euler steps a predicted frame; as trained if absent')
     parser.add_argument('--batch_size', type=count, default=16, help='videos at a time; does not change the scores')
-    add_device_option(parser)
+    add_device_option(parser, several=True)
+    add_local_rank_option(parser)
     parser.add_argument('--test_seed', type=seed, default=1)
     parser.add_argument('--n_pictures', type=index, default=5, help='videos drawn as a strip (PNG) and an animation (GIF)')
     parser.add_argument('--baseline', choices=['last_frame', 'untrained'],
@@ -310,12 +326,15 @@ def check_train(config):
                 raise UserError(f'--{name} {getattr(c, name)} belongs to --dataset {dataset}, found --dataset {c.dataset}')
     if not c.apex_amp and (c.amp_opt_lvl != 'O1' or c.keep_batchnorm_fp32 or c.apex_verbose):
         raise UserError('--amp_opt_lvl, --keep_batchnorm_fp32 and --apex_verbose need --apex_amp')
-    if c.torch_amp or c.apex_amp:
-        raise UserError(f'--{"torch_amp" if c.torch_amp else "apex_amp"}: this version trains in float32 only; leave the option out')
-    if c.device and len(c.device) > 1:
-        raise UserError(f'--device {" ".join(map(str, c.device))}: this version trains on one device; give one')
-    if c.local_rank:
-        raise UserError(f'--local_rank {c.local_rank}: this version trains in one process; start it with python train.py')
+    if not c.torch_amp and c.amp_dtype != 'auto':
+        raise UserError(f'--amp_dtype {c.amp_dtype} needs --torch_amp')
+    check_local_rank(c)
+
+
+def check_local_rank(config):
+    """Stop at a process number that no launcher gave."""
+    if config.local_rank and 'LOCAL_RANK' not in os.environ:
+        raise UserError(f'--local_rank {config.local_rank} is given by launchers, none of which started this process; use torchrun --nproc_per_node=…')
 
 
 def config_dict(config):

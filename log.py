@@ -20,9 +20,14 @@ class RunLog:
     folder : path
     step : int
         Step of the state that the run starts from, 0 for a new run.
+    main : bool
+        Whether this process writes; another one of the job does otherwise.
     """
 
-    def __init__(self, folder, step):
+    def __init__(self, folder, step, main=True):
+        self.main = main
+        if not main:
+            return
         self.path = Path(folder) / 'log.csv'
         kept = []
         if step and self.path.exists():
@@ -37,6 +42,8 @@ class RunLog:
 
     def write(self, step, **values):
         """Write one line; columns left out stay empty."""
+        if not self.main:
+            return
         line = io.StringIO()
         csv.DictWriter(line, COLUMNS).writerow({'step': step, **values})
         with open(self.path, 'a', newline='') as f:
@@ -48,4 +55,5 @@ class RunLog:
         return self
 
     def __exit__(self, *_):
-        self.tensorboard.close()
+        if self.main:
+            self.tensorboard.close()

@@ -21,6 +21,20 @@ class Noise(NamedTuple):
     y_0: torch.Tensor  # (…, B, ny)
     z: torch.Tensor    # (T-1, …, B, nz)
 
+    def of(self, videos, device=None):
+        """Noise of some videos (a slice), on a device."""
+        return Noise(*(part[..., videos, :].to(device) for part in self))
+
+
+class Frames(NamedTuple):
+    """Frames that stand for a video in training (paper, section 3.2), drawn at random."""
+    w: torch.Tensor     # (nt_inf, B), without replacement: content is inferred from them
+    skip: torch.Tensor  # (B,): skip connections are taken from it
+
+    def of(self, videos, device=None):
+        """Frames of some videos (a slice), on a device."""
+        return Frames(*(part[..., videos].to(device) for part in self))
+
 
 class Condition(NamedTuple):
     """What the given frames of B videos determine, whatever is sampled afterwards."""
@@ -103,6 +117,11 @@ class SRVP(nn.Module):
         module.init_conv(self.decoder)
         module.init_orthogonal(self.dynamics, res_gain)
 
+    def compile_networks(self):
+        """Compile encoder, decoder and perceptrons by `torch.compile` (the next call takes minutes); names of parameters stay."""
+        for network in (self.encoder, self.decoder, self.w_proj, self.w_inf, self.q_y, self.q_z, self.p_z, self.dynamics):
+            network.compile()
+
     def encode(self, x):
         """Frame codes (T, B, nhx) and skip connections, four of (T, B, C_i, H_i, W_i), of frames (T, B, nc, 64, 64)."""
         T, B = x.shape[:2]
@@ -121,27 +140,25 @@ class SRVP(nn.Module):
         """Raw parameters (T-1, B, 2 nz) of q(z_1), …, q(z_{T-1}), from the codes (T, B, nhx) of all frames."""
         return self.q_z(self.inf_z(hx)[0][1:])
 
-    def condition(self, x):
+    def condition(self, x, frames=None):
         """Infer from given frames (T_o, B, nc, 64, 64) all that does not depend on samples.
 
-        In training, w comes from `nt_inf` frames of each video drawn without replacement, and the skip connections
-        from one more random frame; in evaluation, from the last frames.
+        In training, w and the skip connections come from random `frames` (`draw_frames`, by default fresh ones); in evaluation, from
+        the last frames.
         """
         T, B = x.shape[:2]
         if T < self.nt_inf:
             raise ValueError(f'{T} frames given, but the first state is inferred from nt_inf = {self.nt_inf}')
         hx, skips = self.encode(x)
         if self.training:
+            frames = frames or self.draw_frames(T, B, x.device)
             videos = torch.arange(B, device=x.device)
-            w_frames = torch.rand(T, B, device=x.device).argsort(0)[:self.nt_inf]  # (nt_inf, B)
-            w = self.infer_w(hx[w_frames, videos])
-            if self.skipco:
-                skip_frame = torch.randint(T, (B,), device=x.device)
-                skips = [s[skip_frame, videos] for s in skips]
+            w = self.infer_w(hx[frames.w, videos])
+            skips = [s[frames.skip, videos] for s in skips] if self.skipco else None
         else:
             w = self.infer_w(hx[-self.nt_inf:])
-            skips = [s[-1] for s in skips]
-        return Condition(w, skips if self.skipco else None, self.infer_y_0(hx[:self.nt_inf]), self.infer_z(hx))
+            skips = [s[-1] for s in skips] if self.skipco else None
+        return Condition(w, skips, self.infer_y_0(hx[:self.nt_inf]), self.infer_z(hx))
 
     def evolve(self, y_0, z, nt, noise=None, n_euler_steps=None):
         """Run the dynamics on: nt - 1 frames after the state y_0 (paper, section 3.1).
@@ -191,7 +208,12 @@ class SRVP(nn.Module):
         return Noise(torch.randn(*batch, self.ny, device=device, generator=generator),
                      torch.randn(nt - 1, *batch, self.nz, device=device, generator=generator))
 
-    def forward(self, x, nt, n_euler_steps=None, between=False, noise=None):
+    def draw_frames(self, T, B, device=None, generator=None):
+        """Random `Frames` of B videos of T frames, for training."""
+        return Frames(torch.rand(T, B, device=device, generator=generator).argsort(0)[:self.nt_inf],
+                      torch.randint(T, (B,), device=device, generator=generator))
+
+    def forward(self, x, nt, n_euler_steps=None, between=False, noise=None, frames=None):
         """Infer on given frames and generate, reconstructing the given ones and predicting those after.
 
         Parameters
@@ -205,6 +227,8 @@ class SRVP(nn.Module):
             Return and decode the states between frames too.
         noise : Noise
             Standard normal draws, by default fresh ones.
+        frames : Frames
+            In training, random frames for w and the skip connections, by default fresh ones.
 
         Returns
         -------
@@ -213,7 +237,7 @@ class SRVP(nn.Module):
         if self.training and nt > len(x):
             raise ValueError(f'{nt} frames asked for, {len(x)} given: the model predicts in evaluation mode only')
         n = n_euler_steps or self.n_euler_steps
-        cond = self.condition(x)
+        cond = self.condition(x, frames)
         noise = noise or self.draw_noise(nt, x.shape[1], x.device)
         q_z_params = cond.q_z_params[:nt - 1]
         K = len(q_z_params)

@@ -1,4 +1,7 @@
-"""Evaluate a trained SRVP model: `python test.py --xp_dir RUN --data_dir DATA`; see --help and the README."""
+"""Evaluate a trained SRVP model: `python test.py --xp_dir RUN --data_dir DATA`; see --help and the README.
+
+Several processes share the videos: `torchrun --nproc_per_node=2 test.py … --device 0 1`.
+"""
 
 import math
 from collections import defaultdict
@@ -11,13 +14,15 @@ from tqdm import tqdm
 import metrics.fvd
 import metrics.lpips
 import pictures
-from args import load_config, test_parser
+from args import check_local_rank, load_config, test_parser
 from data import load_test
+from data.stream import chunks
+from distributed import join
 from files import UserError, make_folder, run_script, sha256, write_json, write_npz
 from metrics import build_metrics
 from model import build_model
 from sampling import Futures, LastFrame, draw_noise, evaluate_batch
-from utils import describe, get_device, load_weights, to_video
+from utils import describe, load_weights, to_video
 
 N_RANDOM = 5  # samples saved as random_1.npz …
 
@@ -25,6 +30,7 @@ N_RANDOM = 5  # samples saved as random_1.npz …
 def resolve(argv=None):
     """Options of the call and configuration of the model, checked; what was left out comes from the configuration."""
     args = test_parser().parse_args(argv)
+    check_local_rank(args)
     config = load_config(args.xp_dir)
     args.nt_cond = args.nt_cond or config.nt_cond
     args.nt_gen = args.nt_gen or config.seq_len_test
@@ -61,36 +67,34 @@ def get_model(args, config, device):
     return model.to(device).eval().requires_grad_(False), digest
 
 
-def evaluate(model, testset, scorers, fvd, args, device):
-    """Scores (N,) by metric and videos uint8 (N, T, H, W, C) by name, over the test set; `fvd`, if not None, is updated."""
+def evaluate(model, testset, scorers, fvd, args, device, part, bar):
+    """Scores (N,) by metric and videos uint8 (N, T, H, W, C) by name, of the `part` (a range) of the test set; `fvd` is updated."""
     scores, videos = defaultdict(list), {}
-    n = args.n_videos or len(testset)
-    with tqdm(total=n * args.n_samples, unit='sample', dynamic_ncols=True) as bar:
-        for start in range(0, n, args.batch_size):
-            indices = range(start, min(start + args.batch_size, n))
-            truth = testset.videos(indices)
-            x = to_video(torch.from_numpy(truth), device)
-            given, target = x[:args.nt_cond], x[args.nt_cond:]
-            if args.baseline == 'last_frame':
-                futures = LastFrame(given, len(target))
-            else:
-                noise = draw_noise(model, args.test_seed, 'test', indices, args.n_samples, args.nt_gen)
-                futures = Futures(model, given, len(target), noise, args.n_euler_steps)
-            batch_scores, frames = evaluate_batch(futures, target, scorers, max(N_RANDOM, args.fvd_samples), lambda: bar.update(len(indices)))
-            frames = {name: video.permute(0, 1, 3, 4, 2).cpu().numpy() for name, video in frames.items()}  # (T, B, H, W, C)
-            if fvd is not None:
-                fvd.update(truth[:args.nt_cond], truth[args.nt_cond:], [frames[f'random_{k + 1}'] for k in range(args.fvd_samples)])
-            for k in range(N_RANDOM, args.fvd_samples):
-                del frames[f'random_{k + 1}']
-            for name, score in batch_scores.items():
-                scores[name].append(score.cpu().numpy())
-            for name, video in frames.items():
-                if name not in videos:
-                    videos[name] = np.empty((n, len(video), *video.shape[2:]), np.uint8)
-                videos[name][indices] = video.swapaxes(0, 1)
-            if any(np.isnan(s[-1]).any() for s in scores.values()):
-                raise UserError(f'{args.model_name} predicts frames that are not numbers; the weights are damaged, take another checkpoint')
-            bar.set_postfix({k: f'{np.concatenate(s).mean():.4f}' for k, s in scores.items()})
+    for indices in chunks(part, args.batch_size):
+        truth = testset.videos(indices)
+        x = to_video(torch.from_numpy(truth), device)
+        given, target = x[:args.nt_cond], x[args.nt_cond:]
+        if args.baseline == 'last_frame':
+            futures = LastFrame(given, len(target))
+        else:
+            noise = draw_noise(model, args.test_seed, 'test', indices, args.n_samples, args.nt_gen)
+            futures = Futures(model, given, len(target), noise, args.n_euler_steps)
+        batch_scores, frames = evaluate_batch(futures, target, scorers, max(N_RANDOM, args.fvd_samples), lambda: bar.update(len(indices)))
+        frames = {name: video.permute(0, 1, 3, 4, 2).cpu().numpy() for name, video in frames.items()}  # (T, B, H, W, C)
+        if fvd is not None:
+            fvd.update(truth[:args.nt_cond], truth[args.nt_cond:], [frames[f'random_{k + 1}'] for k in range(args.fvd_samples)])
+        for k in range(N_RANDOM, args.fvd_samples):
+            del frames[f'random_{k + 1}']
+        for name, score in batch_scores.items():
+            scores[name].append(score.cpu().numpy())
+        for name, video in frames.items():
+            if name not in videos:
+                videos[name] = np.empty((len(part), len(video), *video.shape[2:]), np.uint8)
+            first = indices.start - part.start
+            videos[name][first:first + len(indices)] = video.swapaxes(0, 1)
+        if any(np.isnan(s[-1]).any() for s in scores.values()):
+            raise UserError(f'{args.model_name} predicts frames that are not numbers; the weights are damaged, take another checkpoint')
+        bar.set_postfix({k: f'{np.concatenate(s).mean():.4f}' for k, s in scores.items()})
     return {k: np.concatenate(v) for k, v in scores.items()}, videos
 
 
@@ -156,29 +160,32 @@ def print_fvd(protocol):
           f'     {p["embedding"]}, by {"TensorFlow" if p["backend"] == "tfhub" else "PyTorch"}, weights {p["weights_sha256"]}', flush=True)
 
 
-def main(argv=None):
-    args, config = resolve(argv)
-    device = get_device(args.device)
-    torch.backends.cudnn.allow_tf32 = False  # scores in full float32
+def prepare(args, config, device, world):
+    """What an evaluation needs: metrics, model, SHA-256 of its checkpoint, test set, number of videos, Fréchet distance or None."""
     scorers = build_metrics(args.metrics, args.lpips_dir, device)
     model, digest = get_model(args, config, device)
     testset = load_test(config, args.data_dir, args.nt_gen)
     n_videos = args.n_videos or len(testset)
     if n_videos > len(testset):
         raise UserError(f'--n_videos {n_videos}: the test set has {len(testset)}; give at most as many')
-    fvd = build_fvd(args, n_videos, device)
-    protocol = get_protocol(args, config, n_videos, digest, fvd)
-    out_dir = make_folder(args.out_dir, '--out_dir')
+    if n_videos < world.size:
+        raise UserError(f'{n_videos} videos cannot be shared by {world.size} processes; start fewer')
+    return scorers, model, digest, testset, n_videos, build_fvd(args, n_videos, device)
 
-    print(f'evaluating {args.baseline or args.model_name} on {describe(device)}: {n_videos} videos of '
-          f'{config.dataset}, {args.nt_cond} frames given, {args.nt_gen - args.nt_cond} predicted, {args.n_samples} samples, '
-          f'{args.n_euler_steps} Euler steps a frame, seed {args.test_seed}', flush=True)
-    if 'lpips' in scorers:
+
+def announce(args, protocol, device, world):
+    """Print what is going to be computed."""
+    print(f'evaluating {args.baseline or args.model_name} on {describe(device)}' + f' and {world.size - 1} more' * (world.size > 1)
+          + f': {protocol["clips"]} videos of {protocol["dataset"]}, {args.nt_cond} frames given, {args.nt_gen - args.nt_cond} predicted, '
+          f'{args.n_samples} samples, {args.n_euler_steps} Euler steps a frame, seed {args.test_seed}', flush=True)
+    if 'lpips' in args.metrics:
         print(f'LPIPS: AlexNet, version {metrics.lpips.VERSION}')
-    if fvd is not None:
+    if 'fvd' in protocol:
         print_fvd(protocol)
-    scores, videos = evaluate(model, testset, scorers, fvd, args, device)
 
+
+def write_results(out_dir, scores, videos, fvd, protocol, testset, args):
+    """Write and print the scores, write the videos, draw the pictures."""
     remove_results(out_dir)
     write_npz(out_dir / 'results.npz', **scores)
     for name, samples in videos.items():
@@ -189,7 +196,6 @@ def main(argv=None):
              f'{metrics.METRICS[name].unit}' for name, score in table.items()]
     if fvd is not None:
         mean, std = fvd.result()
-        fvd.embed.close()
         table['fvd'] = {'mean': mean, 'std': std}
         lines.append(f'  FVD {mean:.2f}' + (f' ± {std:.2f} (standard deviation over {args.fvd_samples} samples)' if args.fvd_samples > 1 else ''))
     finite = {name: {k: v if math.isfinite(v) else None for k, v in score.items()} for name, score in table.items()}
@@ -199,6 +205,29 @@ def main(argv=None):
     print(f'results in {out_dir}: results.json, results.npz, {", ".join(f"{k}.npz" for k in sorted(videos))}')
     if files:
         print('pictures: ' + ', '.join(map(str, files)))
+
+
+def main(argv=None):
+    with join() as world:
+        args, config = world.call(lambda: resolve(argv))
+        world.agree(vars(args))
+        device = world.call(lambda: world.device(args.device))
+        torch.backends.cudnn.allow_tf32 = False  # scores in full float32
+        scorers, model, digest, testset, n_videos, fvd = world.call(lambda: prepare(args, config, device, world))
+        protocol = get_protocol(args, config, n_videos, digest, fvd)
+        out_dir = world.call(lambda: make_folder(args.out_dir, '--out_dir') if world.main else None)
+        part = world.part(n_videos)
+        if world.main:
+            announce(args, protocol, device, world)
+        with tqdm(total=len(part) * args.n_samples, unit='sample', dynamic_ncols=True, disable=not world.main) as bar:
+            scores, videos = evaluate(model, testset, scorers, fvd, args, device, part, bar)
+        scores = {name: world.collect(score, n_videos) for name, score in scores.items()}
+        videos = {name: world.collect(videos.pop(name), n_videos) for name in list(videos)}
+        if fvd is not None:
+            fvd.embed.close()
+            fvd.collect(world, n_videos)
+        if world.main:
+            write_results(out_dir, scores, videos, fvd, protocol, testset, args)
 
 
 if __name__ == '__main__':

@@ -1,11 +1,14 @@
-"""Train SRVP: `python train.py --preset smmnist --data_dir DATA --save_path RUN [--device 0]`; see --help and the README."""
+"""Train SRVP: `python train.py --preset smmnist --data_dir DATA --save_path RUN [--device 0]`; see --help and the README.
+
+Several processes: `torchrun --nproc_per_node=2 train.py … --device 0 1`.
+"""
 
 import contextlib
 import json
 import math
-import os
 import secrets
 import signal
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -15,12 +18,14 @@ from tqdm import tqdm
 
 from args import config_dict, parse_train
 from data import load_train
-from data.stream import BatchStream, make_loader
+from data.stream import BatchStream, chunks, make_loader
+from distributed import StopSignal, distribute, join
 from files import UserError, make_folder, run_script, write_json
 from log import TERMS, RunLog
 from model import build_model, loss
+from precision import build_precision
 from sampling import draw_noise, validation_psnr
-from utils import describe, get_device, load, random_state, save, set_random_state, to_video
+from utils import describe, load, save, stream_generator, to_video
 
 
 class Stopped(Exception):
@@ -29,29 +34,6 @@ class Stopped(Exception):
 
 class NotFinite(Exception):
     """The loss or a weight is infinite or not a number."""
-
-
-class StopSignal:
-    """Context that notes SIGINT (Ctrl-C) and SIGTERM, to be answered between two steps; a second one ends the run at once."""
-
-    def __enter__(self):
-        self.received = None
-        self.before = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def __call__(self, number, frame):
-        self.received = number
-        signal.signal(number, signal.SIG_DFL)
-        with contextlib.suppress(OSError):  # Ctrl-C also ends the reader of a pipe
-            os.write(2, f'\n{signal.Signals(number).name} received: saving the state\n'.encode())
-
-    def check(self):
-        if self.received is not None:
-            raise Stopped
 
 
 def learning_rate(k, config):
@@ -63,102 +45,136 @@ def learning_rate(k, config):
 class Trainer:
     """A run: model, optimiser, place in the data, logs and files.
 
+    Several processes train one model: each takes its part of every batch and of the validation videos.
+
     Parameters
     ----------
     config : argparse.Namespace
         Resolved configuration.
     sources : pair of sources of training and validation videos (see `data`)
     device : torch.device
+    world : distributed.World
+    state : dict
+        What a continued run takes over (`read_state`).
     """
 
-    def __init__(self, config, sources, device):
-        self.config, self.device = config, device
+    def __init__(self, config, sources, device, world, state=None):
+        self.config, self.device, self.world = config, device, world
         self.folder = Path(config.save_path)
         self.n_steps = config.lr_scheduling_burnin + config.lr_scheduling_n_iter
-        self.train_stream = BatchStream(sources[0], config.seed, 'train', config.batch_size, config.seq_len)
-        self.val_stream = BatchStream(sources[1], config.seed, 'val', config.batch_size_test, config.seq_len_test)
+        self.train_stream = BatchStream(sources[0], config.seed, 'train', config.seq_len)
+        self.val_stream = BatchStream(sources[1], config.seed, 'val', config.seq_len_test)
         torch.manual_seed(config.seed)
         self.model = build_model(config).to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr)
+        self.precision = build_precision(config, self.model, self.optimizer, device)
+        self.network = self.model   # with the other processes, once it runs
         self.step = 0               # updates done
         self.validated = 0          # step of the last validation
         self.score = self.best = -math.inf
         self.sums, self.n_summed = [0.] * len(TERMS), 0  # loss terms since the last line of the log
         self.saved = None           # (step, validated) of the last state on disk
-        if config.resume:
-            self.restore()
+        self.stopped = False
+        if state is not None:
+            self.restore(state)
 
     # State
 
-    def restore(self):
-        for tmp in self.folder.glob('.*.tmp'):
-            tmp.unlink()  # what a run that was killed while saving left behind
+    def restore(self, state):
         path = self.folder / 'state.pt'
-        if not path.exists():
-            return  # the run ended before its first state: configuration and seed are all there is to continue
-        state = load(path)
         try:
             state = dict(state)
             self.model.load_state_dict(state['model'])
             self.optimizer.load_state_dict(state['optimizer'])
+            self.precision.load_state_dict(state['precision'])
             for name in ('step', 'validated', 'score', 'best', 'sums', 'n_summed'):
                 setattr(self, name, state[name])
-            set_random_state(state['random'])
+            processes, accumulate = state['processes'], state['accumulate']
         except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f'--resume: {path} is not a state of this run ({error}); it cannot be continued') from None
         if self.step > self.n_steps:
             raise UserError(f'--resume: {path} is of step {self.step:,}, but the run has {self.n_steps:,} steps; was config.json changed?')
         self.saved = self.step, self.validated
+        now = self.world.size, self.config.accumulate
+        if now != (processes, accumulate) and self.world.main:
+            print(f'note: {describe_split(*now)} instead of {describe_split(processes, accumulate)} share a batch from now on; weights, optimiser, '
+                  'schedule, videos and random numbers go on exactly, but sums are rounded in another order'
+                  + (', and batch normalisation sees other parts of a batch' if accumulate != now[1] else ''))
 
     def save_state(self):
         """Save all that a continued run needs, and the weights by themselves as `model.pt`."""
-        if self.saved == (self.step, self.validated):
+        if self.saved == (self.step, self.validated) or not self.world.main:
             return
         weights = self.model.state_dict()
         if not all(v.isfinite().all() for v in weights.values()):
             raise NotFinite(f'a weight after step {self.step:,}')
         save(self.folder / 'model.pt', weights)  # first: a run killed in between repeats both
         save(self.folder / 'state.pt', {
-            'model': weights, 'optimizer': self.optimizer.state_dict(), 'step': self.step, 'validated': self.validated,
-            'score': self.score, 'best': self.best, 'sums': self.sums, 'n_summed': self.n_summed, 'random': random_state()})
+            'model': weights, 'optimizer': self.optimizer.state_dict(), 'precision': self.precision.state_dict(), 'step': self.step,
+            'validated': self.validated, 'score': self.score, 'best': self.best, 'sums': self.sums, 'n_summed': self.n_summed,
+            'processes': self.world.size, 'accumulate': self.config.accumulate})
         self.saved = self.step, self.validated
 
     # Steps
 
-    def train_step(self, batch):
-        """One update on a batch, uint8 (T, B, H, W, C)."""
-        c = self.config
-        x = to_video(batch, self.device)
+    def train_step(self, batch, stop):
+        """One update on this process's part of a batch, uint8 (T, B', H, W, C).
+
+        The random numbers are drawn for the whole batch and depend on seed and step only, so that a run does not depend on how its
+        batches are split. Afterwards, `self.stopped` tells whether any process was asked to stop.
+        """
+        c, world = self.config, self.world
+        generator = stream_generator(c.seed, 'noise', self.step)
+        noise = self.model.draw_noise(c.seq_len, c.batch_size, generator=generator)
+        frames = self.model.draw_frames(c.seq_len, c.batch_size, generator=generator)
         for group in self.optimizer.param_groups:
             group['lr'] = learning_rate(self.step + 1, c)
-        losses = loss(x, self.model(x, c.seq_len), obs_scale=c.obs_scale, beta_y=c.beta_y, beta_z=c.beta_z, l2_res=c.l2_res)
-        values = torch.stack(losses).tolist()
+        self.optimizer.zero_grad()
+        mine = world.part(c.batch_size)
+        values = 0
+        for k in range(c.accumulate):
+            videos = mine[len(mine) * k // c.accumulate:len(mine) * (k + 1) // c.accumulate]
+            part, last = slice(videos.start, videos.stop), k == c.accumulate - 1
+            x = to_video(batch[:, videos.start - mine.start:videos.stop - mine.start], self.device)
+            with contextlib.nullcontext() if last or world.size == 1 else self.network.no_sync():
+                with self.precision.autocast():
+                    out = self.network(x, c.seq_len, noise=noise.of(part, x.device), frames=frames.of(part, x.device))
+                losses = loss(x, out, obs_scale=c.obs_scale, beta_y=c.beta_y, beta_z=c.beta_z, l2_res=c.l2_res)
+                share = len(videos) / c.batch_size
+                self.precision.backward(losses.loss * share * world.size, last)  # gradients become means over processes
+            values += share * torch.stack(losses).detach()
+        *values, stopped = world.sum([*values.tolist(), stop.received is not None])
         if not all(map(math.isfinite, values)):
             raise NotFinite(f'the loss of step {self.step + 1:,}')
-        self.optimizer.zero_grad()
-        losses.loss.backward()
-        self.optimizer.step()
+        self.precision.step(self.optimizer)
         self.step += 1
         self.sums = [s + v for s, v in zip(self.sums, values)]
         self.n_summed += 1
+        self.stopped = bool(stopped)
         return dict(zip(TERMS, values))
 
     def validate(self, stop):
         """Score the best of N predictions of the validation videos (`validation_psnr`) and keep the best model so far."""
-        c = self.config
+        c, world = self.config, self.world
         self.model.eval()
-        scores = []
-        batches = make_loader(self.val_stream, 0, c.n_iter_test, min(c.n_workers, 1))
-        for i, batch in enumerate(tqdm(batches, 'validation', leave=False, unit='batch', dynamic_ncols=True)):
-            stop.check()
-            videos = range(i * c.batch_size_test, (i + 1) * c.batch_size_test)
+        scores = torch.zeros(c.n_iter_test * c.batch_size_test, dtype=torch.float64)
+        batches = chunks(world.part(len(scores)), c.batch_size_test)
+        loader = make_loader(self.val_stream, batches, min(c.n_workers, 1))
+        for videos, batch in zip(batches, tqdm(loader, 'validation', leave=False, unit='batch', dynamic_ncols=True, disable=not world.main)):
+            if stop.received is not None:
+                break
             noise = draw_noise(self.model, c.seed, 'val', videos, c.n_samples_test, c.seq_len_test)
-            scores.append(validation_psnr(self.model, to_video(batch, self.device), c.nt_cond, noise))
+            scores[videos.start:videos.stop] = validation_psnr(self.model, to_video(batch, self.device), c.nt_cond, noise)
         self.model.train()
-        self.score, self.validated = torch.cat(scores).mean().item(), self.step
+        *scores, stopped = world.sum([*scores.tolist(), stop.received is not None])
+        if stopped:
+            self.stopped = True
+            raise Stopped
+        self.score, self.validated = statistics.fmean(scores), self.step
         if self.score > self.best:
             self.best = self.score
-            save(self.folder / 'model_best.pt', self.model.state_dict())
+            if world.main:
+                save(self.folder / 'model_best.pt', self.model.state_dict())
 
     def due(self, interval):
         """Whether something done every `interval` steps, and at the end, is due."""
@@ -172,11 +188,17 @@ class Trainer:
 
     def run(self):
         """Train to the end, or to a signal; returns the signal's number, or None."""
-        c = self.config
-        loader = make_loader(self.train_stream, self.step, self.n_steps, c.n_workers, self.device.type == 'cuda')
+        c, world = self.config, self.world
+        if c.compile:
+            self.model.compile_networks()
+        if world.size > 1:
+            self.network = distribute(self.model, self.device)
+        mine = world.part(c.batch_size)
+        videos = (range(i * c.batch_size + mine.start, i * c.batch_size + mine.stop) for i in range(self.step, self.n_steps))
+        loader = make_loader(self.train_stream, videos, c.n_workers, self.device.type == 'cuda', world.local_size)
         self.model.train()
-        with StopSignal() as stop, RunLog(self.folder, self.step) as log, \
-                tqdm(total=self.n_steps, initial=self.step, unit='step', dynamic_ncols=True, smoothing=0.05) as bar:
+        with StopSignal(world) as stop, RunLog(self.folder, self.step, world.main) as log, \
+                tqdm(total=self.n_steps, initial=self.step, unit='step', dynamic_ncols=True, smoothing=0.05, disable=not world.main) as bar:
             batches, since = iter(loader), time.monotonic()
             try:
                 while True:
@@ -189,24 +211,38 @@ class Trainer:
                         self.save_state()
                     if self.step == self.n_steps:
                         return None
-                    terms = self.train_step(next(batches))
+                    terms = self.train_step(next(batches), stop)
                     if self.due(c.log_interval):
                         now = time.monotonic()
                         self.log_terms(log, now - since)
                         since = now
-                    if c.chkpt_interval and self.step % c.chkpt_interval == 0:
+                    if world.main and c.chkpt_interval and self.step % c.chkpt_interval == 0:
                         save(self.folder / f'model_{self.step}.pt', self.model.state_dict())
                     bar.set_postfix({k: f'{terms[k]:.5g}' for k in TERMS[:4]}
                                     | {'val': f'{self.score:.2f} dB' if self.validated else '-'}, refresh=False)
                     bar.update()
-                    stop.check()
+                    if self.stopped:
+                        raise Stopped
             except (Stopped, BrokenPipeError):  # the latter: nobody reads the output any more
                 self.save_state()
-                return stop.received or signal.SIGPIPE
+                return stop.received or (signal.SIGTERM if self.stopped else signal.SIGPIPE)
 
 
 def n_parameters(model):
     return sum(p.numel() for p in model.parameters())
+
+
+def describe_split(processes, accumulate):
+    """What a batch is split into, for people."""
+    return f'{processes} process{"es" if processes > 1 else ""}' + f' with {accumulate} parts each' * (accumulate > 1)
+
+
+def read_state(folder):
+    """State of a run that is continued; None if it ended before its first one: then configuration and seed are all there is."""
+    for tmp in Path(folder).glob('.*.tmp'):
+        tmp.unlink()  # what a run that was killed while saving left behind
+    path = Path(folder) / 'state.pt'
+    return load(path) if path.exists() else None
 
 
 def prepare_folder(config):
@@ -223,33 +259,51 @@ def prepare_folder(config):
         raise UserError(f'--save_path {folder} cannot be written ({error.strerror}); give another folder') from None
 
 
-def main(argv=None):
+def resolve(argv, world):
+    """Configuration, checked for the processes that there are, with the seed of process 0 if none was given."""
     config = parse_train(argv)
+    if config.batch_size < world.size * config.accumulate:
+        raise UserError(f'--batch_size {config.batch_size}: {describe_split(world.size, config.accumulate)} need a video each; give a larger batch')
+    return config
+
+
+def main(argv=None):
+    with join() as world:
+        return train(argv, world)
+
+
+def train(argv, world):
+    """Train as one of the processes of `world`; returns the exit code."""
+    config = world.call(lambda: resolve(argv, world))
+    world.agree(vars(config))
     if config.seed is None:
-        config.seed = secrets.randbelow(2 ** 32)
+        config.seed = world.share(secrets.randbelow(2 ** 32))
+    say = print if world.main else lambda *_, **__: None
     if config.dry_run:
-        print(json.dumps(config_dict(config), indent=2))
-        print(f'{n_parameters(build_model(config)):,} parameters; nothing was written (--dry_run)')
+        say(json.dumps(config_dict(config), indent=2))
+        say(f'{n_parameters(build_model(config)):,} parameters; nothing was written (--dry_run)')
         return 0
-    device = get_device(config.device[0] if config.device else None)
-    sources = load_train(config)
-    prepare_folder(config)
-    trainer = Trainer(config, sources, device)
+    device = world.call(lambda: world.device(config.device))
+    sources = world.call(lambda: load_train(config))
+    world.call(lambda: prepare_folder(config) if world.main else None)
+    state = world.share(world.call(lambda: read_state(config.save_path) if world.main and config.resume else None))
+    trainer = world.call(lambda: Trainer(config, sources, device, world, state))
     if trainer.step == trainer.validated == trainer.n_steps:
-        print(f'the run in {config.save_path} is complete: {trainer.step:,} steps')
+        say(f'the run in {config.save_path} is complete: {trainer.step:,} steps')
         return 0
-    print(f'training on {describe(device)}: {n_parameters(trainer.model):,} parameters, steps '
-          f'{trainer.step + 1:,} to {trainer.n_steps:,}, seed {config.seed}, files in {config.save_path}', flush=True)
+    say(f'training on {describe(device)}' + f' and {world.size - 1} more' * (world.size > 1) + f': {n_parameters(trainer.model):,} parameters, steps '
+        f'{trainer.step + 1:,} to {trainer.n_steps:,}, {trainer.precision.name}, seed {config.seed}, files in {config.save_path}', flush=True)
     try:
         received = trainer.run()
     except NotFinite as error:
-        last = f'the last good state is of step {trainer.saved[0]:,}' if trainer.saved else 'no state was saved'
-        print(f'error: {error} is not finite; {last}; a lower --lr may help', file=sys.stderr)
+        if world.main:
+            last = f'the last good state is of step {trainer.saved[0]:,}' if trainer.saved else 'no state was saved'
+            print(f'error: {error} is not finite; {last}; a lower --lr may help', file=sys.stderr)
         return 1
     if received is not None:
-        print(f'stopped after step {trainer.step:,}; continue with: python train.py --resume --save_path {config.save_path}')
+        say(f'stopped after step {trainer.step:,}; continue with: python train.py --resume --save_path {config.save_path}')
         return 128 + received
-    print(f'done: best validation PSNR {trainer.best:.2f} dB; weights in {config.save_path}: model.pt (last), model_best.pt')
+    say(f'done: best validation PSNR {trainer.best:.2f} dB; weights in {config.save_path}: model.pt (last), model_best.pt')
     return 0
 
 

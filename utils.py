@@ -42,11 +42,13 @@ def load_weights(model, path):
 
 # Random numbers
 
-STREAMS = {'train': 0, 'val': 1, 'test': 2}
+STREAMS = {'train': 0, 'val': 1, 'test': 2, 'noise': 3}
 
 
 def stream_rng(seed, stream, index):
-    """Random numbers of item `index` of a stream ('train', 'val' or 'test'): a function of the three alone.
+    """Random numbers of item `index` of a stream: a function of the three alone.
+
+    The streams are the videos of 'train', 'val' and 'test', and the 'noise' of each training step.
 
     Philox is counter-based: each key gives an independent sequence at no cost, so that item 10⁶ needs none before it.
 
@@ -60,19 +62,6 @@ def stream_rng(seed, stream, index):
 def stream_generator(seed, stream, index):
     """As `stream_rng`, but a PyTorch generator on the CPU."""
     return torch.Generator().manual_seed(int(stream_rng(seed, stream, index).randint(2 ** 63, dtype=np.int64)))
-
-
-def random_state():
-    """State of PyTorch's generators, CPU and GPUs, as tensors."""
-    return {'cpu': torch.get_rng_state(),
-            'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def set_random_state(state):
-    """Restore what `random_state` returned; GPUs that are not there any more are left out."""
-    torch.set_rng_state(state['cpu'])
-    for i, cuda in enumerate(state['cuda'][:torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(cuda, i)
 
 
 # Devices

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.clips import Clips
 from data.digits import load_digits
 from data.mmnist import MovingDigits, draw_trajectory
-from data.stream import BatchStream
+from data.stream import BatchStream, chunks
 from data.video import find_videos
 from preprocessing.convert import find_ffmpeg
 from preprocessing.kth import convert as kth
@@ -50,7 +50,7 @@ def kth_clips(folder):
 
     def run(layout):
         clips = Clips(list(find_videos(folder / layout).values()), 64, 1, 20)
-        return lambda: seconds(DataLoader(BatchStream(clips, 0, 'train', B, 20), None, sampler=range(n + 1), num_workers=1))
+        return lambda: seconds(DataLoader(BatchStream(clips, 0, 'train', 20), None, sampler=chunks(range(B * (n + 1)), B), num_workers=1))
     plain, here, ratio = compare(run('published'), run('array'))
     return 'KTH, clips of 20 frames a second, one worker: PNG frames / memory map', f'{B * n / plain:,.0f}', f'{B * n / here:,.0f}', f'{ratio:.1f}'
 
@@ -79,10 +79,10 @@ def mmnist_clips():
     """Clips of 15 frames from one worker."""
     digits, _ = load_digits('mnist5k', None, True)
     B, n = 128, 20
-    stream = BatchStream(MovingDigits(digits, 64, 4, 2, False), 0, 'train', B, 15)
+    stream = BatchStream(MovingDigits(digits, 64, 4, 2, False), 0, 'train', 15)
     plain, here, ratio = compare(
         lambda: seconds(DataLoader(PlainMovingDigits(digits, 15, B * (n + 1)), B, num_workers=1)),
-        lambda: seconds(DataLoader(stream, None, sampler=range(n + 1), num_workers=1)))
+        lambda: seconds(DataLoader(stream, None, sampler=chunks(range(B * (n + 1)), B), num_workers=1)))
     return 'Moving MNIST, clips of 15 frames a second, one worker: plain loop / here', f'{B * n / plain:,.0f}', f'{B * n / here:,.0f}', f'{ratio:.1f}'
 
 
@@ -119,7 +119,7 @@ def worker_memory(folder, gigabytes, n_batches=2000, n_workers=4):
     for i in range(n):
         np.save(folder / 'human' / f'S1-{i}.npy', np.roll(block, i, 0))
     clips = Clips(list(find_videos(folder / 'human').values()), 64, 3, 16, 8)
-    loader = DataLoader(BatchStream(clips, 0, 'train', 16, 16), None, sampler=range(n_batches), num_workers=n_workers)
+    loader = DataLoader(BatchStream(clips, 0, 'train', 16), None, sampler=chunks(range(16 * n_batches), 16), num_workers=n_workers)
     batches = iter(loader)
     pids = [w.pid for w in batches._workers]
     for i, _ in enumerate(batches):

@@ -1,4 +1,4 @@
-"""Batches as a function of (seed, step): repeatable, resumable, the same for any number of workers."""
+"""Videos as a function of (seed, index): repeatable, resumable, the same for any number of workers and processes."""
 
 import atexit
 import multiprocessing
@@ -26,9 +26,9 @@ def get_fold(n, train):
 
 
 class BatchStream(Dataset):
-    """Endless stream of batches drawn from a source.
+    """Endless stream of videos drawn from a source, in batches of any kind.
 
-    Video b of batch i is drawn with the random numbers of item i·B + b of the stream, whoever asks for it.
+    Video i is drawn with the random numbers of item i of the stream, whoever asks for it and with whichever others.
 
     Parameters
     ----------
@@ -36,17 +36,20 @@ class BatchStream(Dataset):
         Draws one video with each of the `np.random.RandomState` given.
     seed : int
     stream : {'train', 'val'}
-    batch_size, nt : int
-        Videos a batch and frames a video.
+    nt : int
+        Frames a video.
     """
 
-    def __init__(self, source, seed, stream, batch_size, nt):
-        self.source, self.seed, self.stream, self.batch_size, self.nt = source, seed, stream, batch_size, nt
+    def __init__(self, source, seed, stream, nt):
+        self.source, self.seed, self.stream, self.nt = source, seed, stream, nt
 
-    def __getitem__(self, step):
-        first = step * self.batch_size
-        rngs = [stream_rng(self.seed, self.stream, first + b) for b in range(self.batch_size)]
-        return self.source.draw(rngs, self.nt)
+    def __getitem__(self, videos):
+        return self.source.draw([stream_rng(self.seed, self.stream, i) for i in videos], self.nt)
+
+
+def chunks(videos, size):
+    """Ranges of at most `size` items that a range consists of."""
+    return [videos[i:i + size] for i in range(0, len(videos), size)]
 
 
 def _init_worker(_):
@@ -62,10 +65,21 @@ def _kill_workers():
         process.kill()
 
 
-def make_loader(stream, start, stop, n_workers, pin_memory=False):
-    """Loader of the batches of steps `start` to `stop` - 1 of a `BatchStream`, as tensors; at most a worker a core."""
+def make_loader(stream, batches, n_workers, pin_memory=False, n_processes=1):
+    """Loader of batches of a `BatchStream`, as tensors, in order.
+
+    Parameters
+    ----------
+    stream : BatchStream
+    batches : iterable of ranges
+        Videos of each batch.
+    n_workers : int
+        Worker processes; at most one a core, shared with the other `n_processes` of a job on this machine.
+    pin_memory : bool
+        As of `torch.utils.data.DataLoader`.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    n_workers = min(n_workers, cores)
-    # A generator of its own: else each loader would draw a number from the global one, that of the model's noise.
-    return DataLoader(stream, batch_size=None, sampler=range(start, stop), num_workers=n_workers, pin_memory=pin_memory,
+    n_workers = min(n_workers, max(1, cores // n_processes))
+    # A generator of its own: else each loader would draw a number from the global one.
+    return DataLoader(stream, batch_size=None, sampler=batches, num_workers=n_workers, pin_memory=pin_memory,
                       worker_init_fn=_init_worker, generator=torch.Generator())

@@ -15,7 +15,7 @@ from args import load_config
 from conftest import GOLDEN
 from data import load_test, mmnist
 from data.digits import load_digits
-from data.stream import BatchStream, get_fold, make_loader
+from data.stream import BatchStream, chunks, get_fold, make_loader
 from preprocessing.mmnist import make_test_set as script
 from files import UserError
 from utils import stream_rng
@@ -130,7 +130,7 @@ def test_batch_is_a_function_of_seed_and_step(source):
     def batches(n_workers, start, seed=5, stream='train'):
         torch.rand(start + 1)  # the global generator has no part in it
         np.random.seed(start)
-        return [b.numpy() for b in make_loader(BatchStream(source, seed, stream, 3, 6), start, 8, n_workers)]
+        return [b.numpy() for b in make_loader(BatchStream(source, seed, stream, 6), chunks(range(24), 3)[start:], n_workers)]
     reference = batches(0, 0)
     assert reference[0].shape == (6, 3, 64, 64, 1) and reference[0].dtype == np.uint8
     assert len({sha256(b) for b in reference}) == 8
@@ -142,25 +142,26 @@ def test_batch_is_a_function_of_seed_and_step(source):
 
 
 def test_videos_do_not_depend_on_how_they_are_batched(source):
-    whole = BatchStream(source, 5, 'train', 6, 4)[0]
-    halves = [BatchStream(source, 5, 'train', 3, 4)[i] for i in (0, 1)]
+    stream = BatchStream(source, 5, 'train', 4)
+    whole, halves = stream[range(7)], [stream[range(3)], stream[range(3, 7)]]
+    assert chunks(range(7), 3) == [range(3), range(3, 6), range(6, 7)]
     np.testing.assert_array_equal(whole, np.concatenate(halves, 1))
 
 
 def test_loader_leaves_the_global_generator_alone(source):
     before = torch.get_rng_state()
-    next(iter(make_loader(BatchStream(source, 5, 'train', 2, 3), 0, 1, 1)))
+    next(iter(make_loader(BatchStream(source, 5, 'train', 3), [range(2)], 1)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_streams_are_independent_for_any_seed():
-    draws = {stream_rng(seed, stream, i).randint(2 ** 62) for seed in (0, 1, 2 ** 32 - 1) for stream in ('train', 'val', 'test')
+    draws = {stream_rng(seed, stream, i).randint(2 ** 62) for seed in (0, 1, 2 ** 32 - 1) for stream in ('train', 'val', 'test', 'noise')
              for i in (0, 1, 2, 10 ** 9)}
-    assert len(draws) == 3 * 3 * 4
+    assert len(draws) == 3 * 4 * 4
 
 
 def test_training_videos_are_those_of_a_uniform_generator(source):
-    batch = BatchStream(source, 0, 'train', 400, 1)[0][0, ..., 0] > 0
+    batch = BatchStream(source, 0, 'train', 1)[range(400)][0, ..., 0] > 0
     rows, columns = batch.any((0, 2)), batch.any((0, 1))
     assert rows.all() and columns.all()  # digits reach every part of the frame
     mean = batch.mean((0, 1))

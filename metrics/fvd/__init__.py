@@ -88,6 +88,10 @@ class FVD:
         for features, end in zip([self._true, *self._samples], [target, *samples]):
             features.append(_embed(self.embed, np.concatenate([given, end]).swapaxes(0, 1)))
 
+    def collect(self, world, n):
+        """Bring the features of all n videos, of which each process of `world` has its part, to the first one, which has the result."""
+        self._true, *self._samples = ([world.collect(np.concatenate(features), n)] for features in (self._true, *self._samples))
+
     def result(self):
         """Mean over samples, and their standard deviation (divisor n; 0 for one)."""
         distances = [_distance(self._true, sample) for sample in self._samples]
