@@ -154,13 +154,17 @@ def join():
     dist.init_process_group('cpu:gloo,cuda:nccl' if nccl else 'gloo', timeout=TIMEOUT)
     try:
         yield world
+    except (UserError, SystemExit):
+        dist.destroy_process_group()
+        raise
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and 'gloo' not in str(error):
             raise
         # told in a line, that the message of the one that ended is seen
-        print(f'process {world.rank} ends, for another one has ended ({str(error).splitlines()[0]})', file=sys.stderr)
+        print(f'process {world.rank} ends, for another one has ended ({str(error).splitlines()[0]})', file=sys.stderr, flush=True)
         sys.exit(1)
-    dist.destroy_process_group()
+    else:
+        dist.destroy_process_group()
 
 
 class StopSignal:
