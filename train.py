@@ -25,7 +25,7 @@ from log import TERMS, RunLog
 from model import build_model, loss
 from precision import build_precision
 from sampling import draw_noise, validation_psnr
-from utils import describe, load, save, stream_generator, to_video
+from utils import check_compile, describe, load, save, stream_generator, to_video
 
 
 class Stopped(Exception):
@@ -284,6 +284,8 @@ def train(argv, world):
         say(f'{n_parameters(build_model(config)):,} parameters; nothing was written (--dry_run)')
         return 0
     device = world.call(lambda: world.device(config.device))
+    if config.compile:
+        world.call(lambda: check_compile(device))
     sources = world.call(lambda: load_train(config))
     world.call(lambda: prepare_folder(config) if world.main else None)
     state = world.share(world.call(lambda: read_state(config.save_path) if world.main and config.resume else None))

@@ -88,6 +88,15 @@ def to_video(batch, device):
     return batch.to(device, non_blocking=True).permute(0, 1, 4, 2, 3).float() / 255
 
 
+def check_compile(device):
+    """Stop if torch.compile does not work on a device, as without a C++ compiler on CPUs."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # of many kinds
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise UserError(f'--compile: torch.compile does not work here ({lines[0]}); leave the option out') from None
+
+
 # Memory
 
 def keep_memory():
