@@ -26,6 +26,11 @@ def _enlarge(frame):
     return picture.resize((frame.shape[1] * SCALE, frame.shape[0] * SCALE), Image.Resampling.NEAREST)
 
 
+def _to_palette(frame):
+    """RGB picture uint8 (H, W, 3) -> picture of 256 colours chosen for it, with small errors everywhere rather than large ones in small parts."""
+    return Image.fromarray(frame).quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+
+
 def write_video(path, frames, fps):
     """Write frames, one after the other, as a video (`.mp4`) or an animation that repeats (`.gif`), by the path's extension.
 
@@ -40,7 +45,7 @@ def write_video(path, frames, fps):
     path, frames = Path(path), iter(frames)
     with replacing(path) as tmp:
         if path.suffix.lower() == '.gif':
-            first, *others = map(Image.fromarray, frames)
+            first, *others = map(_to_palette, frames)
             first.save(tmp, 'GIF', save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
             return
         frame = next(frames)

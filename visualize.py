@@ -74,6 +74,11 @@ def to_frames(x):
     return quantise(x.clamp(0, 1)).movedim(-3, -1).cpu().numpy()
 
 
+def is_still(path):
+    """Whether a file is one picture."""
+    return path.suffix.lower() == '.png'
+
+
 # Each WHAT: what it computes of true videos uint8 (T, B, H, W, C) and their indices, returned as a function that draws it to a path
 
 def samples(model, truth, index, args):
@@ -87,7 +92,7 @@ def samples(model, truth, index, args):
     rows = {name: to_frames(row) for name, row in rows.items()}
 
     def draw(path):
-        if path.suffix == '.png':
+        if is_still(path):
             return pictures.strip(path, {'truth': truth, **rows}, args.nt_cond)
         columns = {name: np.concatenate([given if name != '2 std' else 0 * given, row]) for name, row in rows.items()}
         pictures.animation(path, {'truth': truth, **columns}, args.nt_cond, 1000 / args.fps, across=4)
@@ -103,7 +108,7 @@ def framerate(model, truth, index, args):
     smooth = np.concatenate([truth[ticks[:last * n + 1] // n], predicted])
 
     def draw(path):
-        if path.suffix == '.png':
+        if is_still(path):
             times = range(last, T - 1)[:FRAMERATE_ROWS]
             headings = [Heading('truth'), Heading('t')] + [Heading(f't + {k}/{n}') for k in range(1, n)]
             names = [Heading(f't = {t}', pictures.moment(t, args.nt_cond)[0]) for t in times]
@@ -131,7 +136,7 @@ def swap(model, truth, index, args):
     motions = [f'motion of video {i}' for i in index]
 
     def draw(path):
-        if path.suffix == '.png':
+        if is_still(path):
             times = pictures.spaced(args.nt_cond, args.nt_gen, max(2, pictures.COLUMNS // B))
             still = [[row[0] if row[0] is None else row[0][0], *(video[t] for video in row[1:] for t in times)] for row in cells]
             headings = [Heading('content'), *(Heading(f'{m}, t = {", ".join(map(str, times))}', span=len(times)) for m in motions)]
@@ -158,7 +163,7 @@ def interpolate(model, truth, index, args):
     def draw(path):
         ends = [Heading(f'video {i}, t = 0', pictures.GIVEN) for i in index]
         steps = [f'a = {weight:.3g}' for weight in a.tolist()]
-        if path.suffix == '.png':
+        if is_still(path):
             cells = [[None, *video, None] for video in contents.values()]
             cells[1][0], cells[1][-1] = truth[0]
             return pictures.write_picture(path, pictures.table(cells, [ends[0], *map(Heading, steps), ends[1]], list(contents)))
@@ -203,14 +208,17 @@ def predict(model, truth, index, args):
     shown = np.pad(video, ((0, args.nt_gen - len(video)), (0, 0), (0, 0), (0, 0)), constant_values=255)  # white where it has ended
 
     def draw(path):
-        if path.suffix == '.npz':
+        if path.suffix.lower() == '.npz':
             return write_npz(path, samples=x, given=given)
         rows = {f'future {s + 1}': future for s, future in enumerate(x)}
-        if path.suffix == '.png':
+        if is_still(path):
             return pictures.strip(path, {'video': shown, **rows}, args.nt_cond)
         columns = {name: np.concatenate([given, row]) for name, row in rows.items()}
-        pictures.animation(path, {'video': shown, **columns}, args.nt_cond, 1000 / args.fps, across=math.ceil(math.sqrt(len(x) + 1)))
+        pictures.animation(path, {'video': shown, **columns}, args.nt_cond, 1000 / args.fps, across=max(3, math.ceil(math.sqrt(len(x) + 1))))
     return draw
+
+
+DRAW = {function.__name__: function for function in (samples, framerate, swap, interpolate, latent, predict)}
 
 
 def main(argv=None):
@@ -223,7 +231,7 @@ def main(argv=None):
     each = args.what in ('samples', 'framerate') and len(args.index) > 1  # a file of each video
     for part in [[b] for b in range(len(args.index))] if each else [list(range(len(args.index)))]:
         index = [args.index[b] for b in part]
-        draw = globals()[args.what](model, truth[:, part], index, args)
+        draw = DRAW[args.what](model, truth[:, part], index, args)
         for path in args.out:
             path = path.with_stem(f'{path.stem}_{index[0]}') if each else path
             draw(path)
