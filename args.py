@@ -24,12 +24,12 @@ FVD_BACKENDS = ['torch', 'tfhub']
 
 # What visualize.py draws, the extensions of its files, and those of the files written without --out
 VISUALS = {
-    'samples': 'futures of a video: truth, best, worst and random ones, their mean and standard deviation',
-    'framerate': 'frames between the frames, decoded from states at Euler steps, as a slower animation',
-    'swap': 'content of each video with the motion of each other one, as a grid',
-    'interpolate': 'decodings along the line between the first states of two videos',
-    'latent': 'states of some videos along time, projected to two dimensions (PCA)',
-    'predict': 'futures of any video: a file, or a folder of frames'}
+    'samples': 'futures of a video, with their mean and standard deviation',
+    'framerate': 'frames between the frames, from states at Euler steps',
+    'swap': 'content of each video with the motion of each other one',
+    'interpolate': 'frames between the first ones of two videos',
+    'latent': 'states of videos along time, in a plane (PCA)',
+    'predict': 'futures of any video, a file or a folder of frames'}
 FORMATS = {what: ['.png', '.gif', '.mp4'] for what in VISUALS} | {'latent': ['.png'], 'predict': ['.mp4', '.gif', '.png', '.npz']}
 DEFAULT_FORMATS = {'samples': ['.png', '.gif'], 'framerate': ['.gif'], 'swap': ['.gif'], 'interpolate': ['.png'], 'latent': ['.png'],
                    'predict': ['.mp4']}
@@ -50,11 +50,20 @@ FREE_ON_RESUME = TRANSIENT | {'save_path', 'data_dir', 'device', 'n_workers', 'a
                               'state_interval', 'log_interval'}
 
 
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Formatter that gives subcommands one line each: argparse measures their names without the indent."""
+
+    def add_argument(self, action):
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length = max(self._action_max_length, self._current_indent + 2 + max(map(len, action.choices)))
+
+
 class Parser(configargparse.ArgumentParser):
     """Parser that shows defaults, takes no abbreviations, and whose errors are one sentence; an unknown option names its neighbour."""
 
     def __init__(self, description, **kwargs):
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
+        super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False, **kwargs)
 
     def get_possible_config_keys(self, action):
         # else `no-skipco: true` in a file would be taken for `skipco: true`
