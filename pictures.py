@@ -16,8 +16,9 @@ BACKGROUND, INK = (255, 255, 255), (0, 0, 0)
 GIVEN, PREDICTED = (31, 119, 180), (214, 39, 40)  # colours of what was given to the model and what it predicted
 
 
-def _font(size=15):
-    return ImageFont.load_default(size)
+def _font(columns=0):
+    """Font for a picture of so many columns: larger in a wider one, which is seen smaller, as far as 't = 23 (predicted)' fits above a frame."""
+    return ImageFont.load_default(min(max(15, 2 * columns + 2), 22))
 
 
 def _enlarge(frame):
@@ -89,28 +90,28 @@ def table(cells, headings, names=(), border=None):
     PIL.Image.Image
         In RGB.
     """
-    font, names = _font(), [name if isinstance(name, Heading) else Heading(name) for name in names]
+    font, names = _font(len(cells[0])), [name if isinstance(name, Heading) else Heading(name) for name in names]
     H, W = next(frame for row in cells for frame in row if frame is not None).shape[:2]
     widest = max(int(font.getlength(h.text)) // h.span for h in headings)
     w, h = max(W * SCALE + (GAP if border is None else 3 * GAP), widest + 3 * GAP), H * SCALE + GAP * (1 if border is None else 2)
     left = int(max(font.getlength(name.text) for name in names)) + 4 * GAP if names else 0
-    top, apart = 28, 4 * GAP * any(h.span > 1 for h in headings)  # groups of columns stand apart
+    top, apart = 2 * round(font.size) - 2, 4 * GAP * any(h.span > 1 for h in headings)  # groups of columns stand apart
     canvas = Image.new('RGB', (left + len(cells[0]) * w + (len(headings) - 1) * apart, top + len(cells) * h), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for i, name in enumerate(names):
         draw.text((left - 2 * GAP, top + i * h + H * SCALE // 2), name.text, name.colour, font, anchor='rm')
     x, j = left, 0
     for heading in headings:
-        draw.text((x + (heading.span * w - w + W * SCALE) // 2 + (w - W * SCALE) // 2, top // 2), heading.text, heading.colour, font, anchor='mm')
-        for j in range(j, j + heading.span):
+        draw.text((x + heading.span * w // 2, top // 2), heading.text, heading.colour, font, anchor='mm')
+        for _ in range(heading.span):
             for i, row in enumerate(cells):
                 if row[j] is not None:
                     x0, y0 = x + (w - W * SCALE) // 2, top + i * h
                     if border is not None:
                         draw.rectangle((x0 - 2, y0 - 2, x0 + W * SCALE + 1, y0 + H * SCALE + 1), border)
                     canvas.paste(_enlarge(row[j]), (x0, y0))
-            x += w
-        x, j = x + apart, j + 1
+            x, j = x + w, j + 1
+        x += apart
     return canvas
 
 

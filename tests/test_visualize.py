@@ -87,11 +87,11 @@ def as_frames(x):
 def cells(path, rows, columns, apart=()):
     """Frames (rows, columns, 64, 64, 3) of a table without borders; checks the enlargement. `apart`: columns after which there is a gap."""
     picture = np.asarray(Image.open(path).convert('RGB'))
-    left = picture.shape[1] - columns * PITCH - 4 * pictures.GAP * len(apart)
+    left, top = picture.shape[1] - columns * PITCH - 4 * pictures.GAP * len(apart), picture.shape[0] - rows * PITCH
     found = np.empty((rows, columns, 64, 64, 3), np.uint8)
     for i in range(rows):
         for j in range(columns):
-            y, x = 28 + i * PITCH, left + j * PITCH + pictures.GAP // 2 + 4 * pictures.GAP * sum(j > a for a in apart)
+            y, x = top + i * PITCH, left + j * PITCH + pictures.GAP // 2 + 4 * pictures.GAP * sum(j > a for a in apart)
             cell = picture[y:y + SIDE, x:x + SIDE]
             found[i, j] = cell[::3, ::3]
             np.testing.assert_array_equal(cell, found[i, j].repeat(3, 0).repeat(3, 1))  # nearest neighbour
