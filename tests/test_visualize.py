@@ -418,13 +418,15 @@ def test_out_must_be_a_file_in_a_folder(run_dir, data_dir, tmp_path):
         draw('latent', run_dir, '--data_dir', data_dir, '--out', tmp_path / 'file' / 'a.png')
 
 
-def test_damaged_weights_write_nothing(run_dir, data_dir, tmp_path):
-    weights = torch.load(run_dir / 'model.pt', weights_only=True)
-    shutil.copy(run_dir / 'config.json', tmp_path)
-    torch.save({**weights, 'w_inf.0.bias': weights['w_inf.0.bias'] * float('nan')}, tmp_path / 'model.pt')
-    with pytest.raises(UserError, match='not numbers'):
-        draw('swap', tmp_path, '--data_dir', data_dir)
-    assert not list(tmp_path.rglob('*.*gif'))
+@pytest.mark.parametrize('what', [what for what in VISUALS if what != 'predict'])
+def test_damaged_weights_write_nothing(grey, data_dir, tmp_path, what):
+    weights = torch.load(grey / 'model.pt', weights_only=True)
+    name = next(k for k in weights if k.startswith('q_y.'))
+    shutil.copy(grey / 'config.json', tmp_path)
+    torch.save({**weights, name: weights[name] * float('nan')}, tmp_path / 'model.pt')
+    with pytest.raises(UserError, match='not numbers; the weights are damaged'):
+        draw(what, tmp_path, '--data_dir', data_dir, '--n_samples', 2)
+    assert not list((tmp_path / 'visualize').iterdir())
 
 
 def test_script(run_dir, data_dir, tmp_path):
