@@ -22,6 +22,18 @@ DIGIT_SOURCES = ['mnist', 'mnist5k']
 METRICS = ['psnr', 'ssim', 'lpips']
 FVD_BACKENDS = ['torch', 'tfhub']
 
+# What visualize.py draws, the extensions of its files, and those of the files written without --out
+VISUALS = {
+    'samples': 'futures of a video, with their mean and standard deviation',
+    'framerate': 'frames between the frames, from states at Euler steps',
+    'swap': 'content of each video with the motion of each other one',
+    'interpolate': 'frames between the first ones of two videos',
+    'latent': 'states of videos along time, in a plane (PCA)',
+    'predict': 'futures of any video, a file or a folder of frames'}
+FORMATS = {what: ['.png', '.gif', '.mp4'] for what in VISUALS} | {'latent': ['.png'], 'predict': ['.mp4', '.gif', '.png', '.npz']}
+DEFAULT_FORMATS = {'samples': ['.png', '.gif'], 'framerate': ['.gif'], 'swap': ['.gif'], 'interpolate': ['.png'], 'latent': ['.png'],
+                   'predict': ['.mp4']}
+
 NX = 64  # frames are 64 x 64: the architectures fix the number of downsamplings
 CHANNELS = {'smmnist': (1,), 'kth': (1,), 'human': (3,), 'bair': (3,), 'folder': (1, 3)}  # of each dataset's frames
 EPOCH_SIZE = 500_000  # videos that an epoch of drawn clips counts
@@ -38,11 +50,20 @@ FREE_ON_RESUME = TRANSIENT | {'save_path', 'data_dir', 'device', 'n_workers', 'a
                               'state_interval', 'log_interval'}
 
 
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Formatter that gives subcommands one line each: argparse measures their names without the indent."""
+
+    def add_argument(self, action):
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length = max(self._action_max_length, self._current_indent + 2 + max(map(len, action.choices)))
+
+
 class Parser(configargparse.ArgumentParser):
     """Parser that shows defaults, takes no abbreviations, and whose errors are one sentence; an unknown option names its neighbour."""
 
     def __init__(self, description, **kwargs):
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
+        super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False, **kwargs)
 
     def get_possible_config_keys(self, action):
         # else `no-skipco: true` in a file would be taken for `skipco: true`
@@ -220,6 +241,98 @@ def test_parser():
     parser.add_argument('--baseline', choices=['last_frame', 'untrained'],
                         help='score, instead of the model, the repetition of the last given frame or the model before training')
     return parser
+
+
+def _add_visual(verbs, what):
+    """Add the parser of one WHAT of `visualize.py`."""
+    p = verbs.add_parser(what, help=VISUALS[what], description=f'{VISUALS[what][0].upper()}{VISUALS[what][1:]}.')
+    p.add_argument('--xp_dir', required=True, help='folder of the trained model: config.json and the weights')
+    if what == 'predict':
+        p.add_argument('--video', required=True, metavar='PATH', help="video file, or folder of pictures; cut and resized as in the "
+                                                                      "conversion of the model's dataset")
+        p.add_argument('--t_0', type=index, default=0, metavar='T', help='its first given frame, counted as converted')
+    else:
+        numbers = {'swap': 'two or more', 'interpolate': 'two', 'latent': 'one or more'}.get(what, 'one, or more for a file of each')
+        p.add_argument('--data_dir', required=True, help='folder of the dataset')
+        p.add_argument('--index', type=index, nargs='+', metavar='I', help=f'videos, {numbers}, of the test set, from 0',
+                       default={'swap': [0, 1, 2], 'interpolate': [0, 1], 'latent': [0, 1, 2, 3]}.get(what, [0]))
+    p.add_argument('--out', nargs='+', metavar='FILE', help=f'files to write, {" or ".join(FORMATS[what])}; '
+                   + ' and '.join(f'<xp_dir>/visualize/{what}{suffix}' for suffix in DEFAULT_FORMATS[what]) + ' if absent')
+    p.add_argument('--model_name', default='model.pt', help='weights, in --xp_dir')
+    p.add_argument('--nt_cond', type=count, metavar='T', help='given frames; as trained if absent')
+    p.add_argument('--nt_gen', type=count, metavar='T', help='frames, given ones included; as trained (seq_len_test) if absent')
+    if what == 'predict':
+        p.add_argument('--n_samples', type=count, default=5, metavar='N', help='futures')
+    else:
+        p.add_argument('--n_samples', type=count, default=100, metavar='N', help='futures that are drawn; the same seed, number and --nt_gen '
+                                                                                 'give those of test.py')
+    if what in ('framerate', 'swap', 'interpolate', 'latent'):
+        p.add_argument('--sample', type=count, default=1, metavar='K', help='which of them is shown, from 1')
+    if what == 'framerate':
+        p.add_argument('--n_euler_steps', type=number(int, 2), default=4, metavar='N', help='Euler steps, all decoded, a predicted frame')
+    elif what != 'interpolate':
+        p.add_argument('--n_euler_steps', type=count, metavar='N', help='Euler steps a predicted frame; as trained if absent')
+    if what == 'interpolate':
+        p.add_argument('--steps', type=number(int, 2), default=9, metavar='N', help='decodings, both ends included')
+    if what != 'latent':
+        p.add_argument('--fps', type=number(float, 0.1, 50), default=10 if what == 'framerate' else 5, metavar='F',
+                       help='pictures a second, in a .gif or .mp4')
+    p.add_argument('--seed', type=seed, default=1, help='of the futures (--test_seed of test.py)')
+    add_device_option(p)
+
+
+def visualize_parser():
+    """Parser of `visualize.py`, one below it for each WHAT."""
+    parser = Parser('Draw what a trained model knows. `python visualize.py WHAT --help` lists the options of each.')
+    verbs = parser.add_subparsers(title='WHAT', dest='what', metavar='WHAT', required=True)
+    for what in VISUALS:
+        _add_visual(verbs, what)
+    return parser
+
+
+def parse_visualize(argv=None):
+    """Options of `visualize.py`, checked as far as the model need not be known; `out` is a list of Path.
+
+    Raises
+    ------
+    UserError
+    """
+    parser = visualize_parser()
+    args, unknown = parser.parse_known_args(argv)
+    what = args.what
+    if unknown:
+        parsers = next(a.choices for a in parser._actions if a.dest == 'what')
+        option = unknown[0].split('=')[0]
+        if owners := [name for name, p in parsers.items() if option in p._option_string_actions]:
+            raise UserError(f'{option} belongs to {", ".join(owners)}, found {what}; leave it out')
+        parsers[what].error(f'unrecognized arguments: {" ".join(unknown)}')
+    args.out = list(map(Path, args.out or [f'{args.xp_dir}/visualize/{what}{suffix}' for suffix in DEFAULT_FORMATS[what]]))
+    for path in args.out:
+        if path.suffix.lower() not in FORMATS[what]:
+            raise UserError(f'--out {path}: {what} is written as {" or ".join(FORMATS[what])}, by the extension of the file; give one of them')
+        if path.is_dir():
+            raise UserError(f'--out {path} is a folder; name a file')
+    least, most = {'swap': (2, 12), 'interpolate': (2, 2), 'latent': (1, 10)}.get(what, (1, None))
+    if what != 'predict' and (len(args.index) < least or most and len(args.index) > most):
+        expected = f'{least}' if least == most else f'{least} to {most}'
+        raise UserError(f'--index {" ".join(map(str, args.index))}: {what} takes {expected} videos, found {len(args.index)}')
+    if getattr(args, 'sample', 1) > args.n_samples:
+        raise UserError(f'--sample {args.sample} is more than the {args.n_samples} futures (--n_samples) that are drawn')
+    return args
+
+
+def complete(args, config):
+    """Fill in what a call on a trained model leaves out, lengths and Euler steps, from its configuration, and check the lengths."""
+    args.nt_cond = args.nt_cond or config.nt_cond
+    args.nt_gen = args.nt_gen or config.seq_len_test
+    args.n_euler_steps = getattr(args, 'n_euler_steps', None) or config.n_euler_steps
+    if args.nt_gen is None:
+        raise UserError(f'{args.xp_dir}/config.json has no seq_len_test; give --nt_gen')
+    if args.nt_cond < config.nt_inf:
+        raise UserError(f'--nt_cond {args.nt_cond} is less than the {config.nt_inf} frames (nt_inf) from which the model infers y_0')
+    if args.nt_gen <= args.nt_cond:
+        raise UserError(f'--nt_gen {args.nt_gen} leaves no frame to predict after the {args.nt_cond} given ones (--nt_cond); '
+                        'give a larger --nt_gen')
 
 
 def check_values(values, parser, path):

@@ -247,7 +247,7 @@ class SRVP(nn.Module):
         y = y if between else y[::n]
         return Output(self.decode(cond.w, y, cond.skips), y, z, cond.w, cond.q_y_0_params, q_z_params, p_z_params, res)
 
-    def predict(self, cond, nt, noise, n_euler_steps=None):
+    def predict(self, cond, nt, noise, n_euler_steps=None, between=False):
         """States of S futures of B videos (paper, section 4).
 
         The given frames are run through with posterior z and the Euler steps of training, the nt frames after them
@@ -261,18 +261,20 @@ class SRVP(nn.Module):
             Number of frames to predict after those given.
         noise : Noise
             For T_o + nt frames of (S, B) videos.
+        between : bool
+            Return the states between predicted frames too.
 
         Returns
         -------
         y_given : tensor (T_o, S, B, ny)
-        y : tensor (nt, S, B, ny)
+        y : tensor (nt, S, B, ny), or (nt n, S, B, ny) with the states between: every n-th belongs to a frame, the last one too
         """
         K = len(cond.q_z_params)
         n = n_euler_steps or self.n_euler_steps
         y_given, _, _ = self.evolve(rsample(cond.q_y_0_params, noise.y_0),
                                     rsample(cond.q_z_params[:, None], noise.z[:K]), K + 1)
         y, _, _ = self.evolve(y_given[-1], noise.z[:0], nt + 1, noise.z[K:], n)
-        return y_given[::self.n_euler_steps], y[n::n]
+        return y_given[::self.n_euler_steps], y[1:] if between else y[n::n]
 
 
 def build_model(config):

@@ -1,6 +1,7 @@
-"""Pictures of predictions: strips of frames (PNG) and animations (GIF, MP4), enlarged by nearest neighbour."""
+"""Pictures of predictions: strips and tables of frames (PNG) and animations (GIF, MP4), enlarged by nearest neighbour; charts."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import imageio_ffmpeg
 import numpy as np
@@ -15,14 +16,20 @@ BACKGROUND, INK = (255, 255, 255), (0, 0, 0)
 GIVEN, PREDICTED = (31, 119, 180), (214, 39, 40)  # colours of what was given to the model and what it predicted
 
 
-def _font(size=15):
-    return ImageFont.load_default(size)
+def _font(columns=0):
+    """Font for a picture of so many columns: larger in a wider one, which is seen smaller, as far as 't = 23 (predicted)' fits above a frame."""
+    return ImageFont.load_default(min(max(15, 2 * columns + 2), 22))
 
 
 def _enlarge(frame):
     """uint8 (H, W, C) of 1 or 3 channels -> RGB picture, enlarged."""
     picture = Image.fromarray(np.repeat(frame, 3, 2) if frame.shape[2] == 1 else frame)
     return picture.resize((frame.shape[1] * SCALE, frame.shape[0] * SCALE), Image.Resampling.NEAREST)
+
+
+def _to_palette(frame):
+    """RGB picture uint8 (H, W, 3) -> picture of 256 colours chosen for it, with small errors everywhere rather than large ones in small parts."""
+    return Image.fromarray(frame).quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
 
 
 def write_video(path, frames, fps):
@@ -38,8 +45,8 @@ def write_video(path, frames, fps):
     """
     path, frames = Path(path), iter(frames)
     with replacing(path) as tmp:
-        if path.suffix == '.gif':
-            first, *others = map(Image.fromarray, frames)
+        if path.suffix.lower() == '.gif':
+            first, *others = map(_to_palette, frames)
             first.save(tmp, 'GIF', save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
             return
         frame = next(frames)
@@ -53,6 +60,94 @@ def write_video(path, frames, fps):
         video.close()
 
 
+def write_picture(path, picture):
+    """Write a Pillow image as PNG."""
+    with replacing(path) as tmp:
+        picture.save(tmp, 'PNG', optimize=True)
+
+
+class Heading(NamedTuple):
+    """What stands above one column of a table, or several."""
+    text: str
+    colour: tuple = INK
+    span: int = 1
+
+
+def table(cells, headings, names=(), border=None):
+    """Frames in rows and columns, with headings above and names at the left.
+
+    Parameters
+    ----------
+    cells : list of lists of uint8 (H, W, C), or None for an empty place
+    headings : list of Heading
+    names : list of str or Heading
+        One each row, or none at all.
+    border : tuple
+        Colour of a border around frames.
+
+    Returns
+    -------
+    PIL.Image.Image
+        In RGB.
+    """
+    font, names = _font(len(cells[0])), [name if isinstance(name, Heading) else Heading(name) for name in names]
+    H, W = next(frame for row in cells for frame in row if frame is not None).shape[:2]
+    widest = max(int(font.getlength(h.text)) // h.span for h in headings)
+    w, h = max(W * SCALE + (GAP if border is None else 3 * GAP), widest + 3 * GAP), H * SCALE + GAP * (1 if border is None else 2)
+    left = int(max(font.getlength(name.text) for name in names)) + 4 * GAP if names else 0
+    top, apart = 2 * round(font.size) - 2, 4 * GAP * any(h.span > 1 for h in headings)  # groups of columns stand apart
+    canvas = Image.new('RGB', (left + len(cells[0]) * w + (len(headings) - 1) * apart, top + len(cells) * h), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for i, name in enumerate(names):
+        draw.text((left - 2 * GAP, top + i * h + H * SCALE // 2), name.text, name.colour, font, anchor='rm')
+    x, j = left, 0
+    for heading in headings:
+        draw.text((x + heading.span * w // 2, top // 2), heading.text, heading.colour, font, anchor='mm')
+        for _ in range(heading.span):
+            for i, row in enumerate(cells):
+                if row[j] is not None:
+                    x0, y0 = x + (w - W * SCALE) // 2, top + i * h
+                    if border is not None:
+                        draw.rectangle((x0 - 2, y0 - 2, x0 + W * SCALE + 1, y0 + H * SCALE + 1), border)
+                    canvas.paste(_enlarge(row[j]), (x0, y0))
+            x, j = x + w, j + 1
+        x += apart
+    return canvas
+
+
+def beside(pictures):
+    """Pictures from left to right, in the middle of their height."""
+    canvas = Image.new('RGB', (sum(p.width for p in pictures), max(p.height for p in pictures)), BACKGROUND)
+    x = 0
+    for picture in pictures:
+        canvas.paste(picture, (x, (canvas.height - picture.height) // 2))
+        x += picture.width
+    return canvas
+
+
+def below(pictures, footer='', colour=INK):
+    """Pictures one below the other, and a line of text."""
+    canvas = Image.new('RGB', (max(p.width for p in pictures), sum(p.height for p in pictures) + 28 * bool(footer)), BACKGROUND)
+    y = 0
+    for picture in pictures:
+        canvas.paste(picture, (0, y))
+        y += picture.height
+    ImageDraw.Draw(canvas).text((2 * GAP, y + 14), footer, colour, _font(), anchor='lm')
+    return canvas
+
+
+def moment(t, nt_cond, past=''):
+    """Colour of time t, and 't = 5 (predicted)'; `past` it, the last given frame has gone by."""
+    colour, word = (GIVEN, 'given') if t < nt_cond - bool(past) else (PREDICTED, 'predicted')
+    return colour, f't = {t}{past} ({word})'
+
+
+def spaced(nt_cond, T, most=COLUMNS):
+    """At most `most` times, evenly spaced; the first predicted frame is always there."""
+    spacing = -(-T // most)
+    return range(nt_cond % spacing, T, spacing)
+
+
 def strip(path, rows, nt_cond):
     """Draw videos as rows of at most `COLUMNS` frames, evenly spaced, with the time above and names at the left.
 
@@ -64,29 +159,14 @@ def strip(path, rows, nt_cond):
         Frames before `nt_cond` are those given; a row may leave them out by being shorter.
     nt_cond : int
     """
-    font = _font()
-    T, (H, W) = max(map(len, rows.values())), next(iter(rows.values())).shape[1:3]
-    spacing = -(-T // COLUMNS)
-    times = range(nt_cond % spacing, T, spacing)  # the first predicted frame is always there
-    w, h = W * SCALE + GAP, H * SCALE + GAP
-    left = int(max(font.getlength(name) for name in rows)) + 4 * GAP
-    top = 28
-    canvas = Image.new('RGB', (left + len(times) * w, top + len(rows) * h), BACKGROUND)
-    draw = ImageDraw.Draw(canvas)
-    for i, (name, video) in enumerate(rows.items()):
-        draw.text((left - 2 * GAP, top + i * h + h // 2), name, INK, font, anchor='rm')
-        for j, t in enumerate(times):
-            missing = T - len(video)  # frames left out in front
-            if t >= missing:
-                canvas.paste(_enlarge(video[t - missing]), (left + j * w, top + i * h))
-    for j, t in enumerate(times):
-        colour, word = (GIVEN, 'given') if t < nt_cond else (PREDICTED, 'predicted')
-        draw.text((left + j * w + w // 2, top // 2), f't = {t} ({word})', colour, font, anchor='mm')
-    with replacing(path) as tmp:
-        canvas.save(tmp, 'PNG', optimize=True)
+    T = max(map(len, rows.values()))
+    times = spaced(nt_cond, T)
+    cells = [[video[t - T] if t >= T - len(video) else None for t in times] for video in rows.values()]
+    headings = [Heading(text, colour) for colour, text in (moment(t, nt_cond) for t in times)]
+    write_picture(path, table(cells, headings, list(rows)))
 
 
-def animation(path, columns, nt_cond, duration=200):
+def animation(path, columns, nt_cond, duration=200, across=COLUMNS):
     """Draw videos side by side as an animation; a frame's border tells whether it was given.
 
     Parameters
@@ -96,23 +176,80 @@ def animation(path, columns, nt_cond, duration=200):
     columns : dict of uint8 (T, H, W, C) by name
         All of the same length.
     nt_cond : int
-    duration : int
+    duration : float
         Milliseconds a frame.
+    across : int
+        Videos side by side; more are put below.
     """
-    font = _font()
-    T, H, W = next(iter(columns.values())).shape[:3]
-    w = max(W * SCALE, int(max(font.getlength(name) for name in columns))) + 3 * GAP
-    top, bottom = 28, 28
-    frames = []
-    for t in range(T):
-        colour, word = (GIVEN, 'given') if t < nt_cond else (PREDICTED, 'predicted')
-        canvas = Image.new('RGB', (len(columns) * w, top + H * SCALE + GAP + bottom), BACKGROUND)
-        draw = ImageDraw.Draw(canvas)
-        for i, (name, video) in enumerate(columns.items()):
-            x = i * w + (w - W * SCALE) // 2
-            draw.text((i * w + w // 2, top // 2), name, INK, font, anchor='mm')
-            draw.rectangle((x - 2, top - 2, x + W * SCALE + 1, top + H * SCALE + 1), colour)
-            canvas.paste(_enlarge(video[t]), (x, top))
-        draw.text((GAP, canvas.height - bottom // 2), f't = {t} ({word})', colour, font, anchor='lm')
-        frames.append(np.asarray(canvas))
-    write_video(path, frames, 1000 / duration)
+    names = list(columns)
+    lines = [names[i:i + across] for i in range(0, len(names), across)]
+
+    def draw(t):
+        colour, text = moment(t, nt_cond)
+        bands = [table([[columns[name][t] for name in line]], [Heading(name) for name in line], border=colour) for line in lines]
+        return np.asarray(below(bands, text, colour))
+    write_video(path, map(draw, range(len(columns[names[0]]))), 1000 / duration)
+
+
+def animated_table(path, cells, headings, names, captions, fps):
+    """Draw a table of videos as an animation.
+
+    Parameters
+    ----------
+    path : path
+        GIF or MP4 file.
+    cells : list of lists of uint8 (T, H, W, C), or None for an empty place
+    headings, names
+        As of `table`.
+    captions : list of T tuples (colour, text)
+        The colour is that of the frames' borders.
+    fps : float
+    """
+    def draw(t):
+        colour, text = captions[t]
+        picture = table([[None if video is None else video[t] for video in row] for row in cells], headings, names, colour)
+        return np.asarray(below([picture], text, colour))
+    write_video(path, map(draw, range(len(captions))), fps)
+
+
+def plane(y, times, share, size=800):
+    """Draw paths of states in two dimensions.
+
+    Parameters
+    ----------
+    y : np.ndarray (T, B, 2)
+    times : tuple of int
+        Numbered states: the first one, that of the first predicted frame, and the last one. Dots are those of given frames, rings the others.
+    share : np.ndarray (2,)
+        Share of the variance that each dimension has.
+    size : int
+        Width and height in pixels.
+
+    Returns
+    -------
+    picture : PIL.Image.Image
+        In RGB.
+    colours : list of B tuples
+        Of each path.
+    """
+    import matplotlib  # takes as long to import as PyTorch, and few need it
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
+    palette = matplotlib.colormaps['tab10'].colors
+    figure = Figure((size / 100, size / 100), dpi=100, layout='constrained')
+    axes = figure.add_subplot()
+    for path, colour in zip(y.swapaxes(0, 1), palette):
+        axes.plot(*path.T, color=colour, lw=1.2, alpha=0.5)
+        axes.plot(*path[:times[1]].T, 'o', color=colour, ms=7)
+        axes.plot(*path[times[1]:].T, 'o', color=colour, ms=6, mfc='white')
+        for t in times:
+            axes.annotate(str(t), path[t], (5, 5), textcoords='offset points', color=colour, size=12, weight='bold', zorder=5,
+                          path_effects=[withStroke(linewidth=3, foreground='white')])
+    axes.set(xlabel=f'first principal component ({share[0]:.0%} of the variance)',
+             ylabel=f'second principal component ({share[1]:.0%})', title='States y_t: dots given, rings predicted, numbers are t')
+    axes.grid(alpha=0.3)
+    axes.set_aspect('equal', 'datalim')
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB'), [tuple(round(255 * c) for c in colour) for colour in palette]

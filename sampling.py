@@ -43,13 +43,15 @@ class Futures:
         For T_o + nt frames of (S, B) videos.
     n_euler_steps : int
         For predicted frames, by default those of training.
+    between : bool
+        Decode the states between predicted frames too: nt n frames instead of nt.
     """
 
-    def __init__(self, model, x, nt, noise, n_euler_steps=None):
+    def __init__(self, model, x, nt, noise, n_euler_steps=None, between=False):
         self.model = model
         self.cond = model.condition(x)
         noise = Noise(*(part.to(x.device) for part in noise))
-        self.y_given, self.y = model.predict(self.cond, nt, noise, n_euler_steps)
+        self.y_given, self.y = model.predict(self.cond, nt, noise, n_euler_steps, between)
 
     def __len__(self):
         return self.y.shape[1]

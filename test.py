@@ -14,7 +14,7 @@ from tqdm import tqdm
 import metrics.fvd
 import metrics.lpips
 import pictures
-from args import check_local_rank, load_config, test_parser
+from args import check_local_rank, complete, load_config, test_parser
 from data import load_test
 from data.stream import chunks
 from distributed import join
@@ -32,16 +32,7 @@ def resolve(argv=None):
     args = test_parser().parse_args(argv)
     check_local_rank(args)
     config = load_config(args.xp_dir)
-    args.nt_cond = args.nt_cond or config.nt_cond
-    args.nt_gen = args.nt_gen or config.seq_len_test
-    args.n_euler_steps = args.n_euler_steps or config.n_euler_steps
-    if args.nt_gen is None:
-        raise UserError(f'{args.xp_dir}/config.json has no seq_len_test; give --nt_gen')
-    if args.nt_cond < config.nt_inf:
-        raise UserError(f'--nt_cond {args.nt_cond} is less than the {config.nt_inf} frames (nt_inf) from which the model infers y_0')
-    if args.nt_gen <= args.nt_cond:
-        raise UserError(f'--nt_gen {args.nt_gen} leaves no frame to predict after the {args.nt_cond} given ones (--nt_cond); '
-                        'give a larger --nt_gen')
+    complete(args, config)
     if args.baseline == 'last_frame':
         args.n_samples = 1  # it has one future only
     if not args.fvd and (args.i3d_path or args.fvd_samples != 1 or args.fvd_backend != 'torch'):

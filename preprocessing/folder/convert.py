@@ -55,13 +55,18 @@ def to_rgb(picture):
     return np.asarray(picture.convert('RGB'))
 
 
-def decode_pictures(folder, transform):
-    """As `decode`, of a folder of pictures, in the order of the last number in their names, then of the names."""
+def find_pictures(folder):
+    """Pictures in a folder, in the order of the last number in their names, then of the names: list of Path."""
     def order(path):
         numbers = re.findall(r'\d+', path.stem)
         return int(numbers[-1]) if numbers else -1, path.name
+    return sorted((p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith('.')), key=order)
+
+
+def decode_pictures(paths, transform):
+    """As `decode`, of pictures."""
     frames = []
-    for path in sorted((p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith('.')), key=order):
+    for path in paths:
         try:
             with Image.open(path) as picture:
                 frames.append(transform(to_rgb(picture)))
@@ -70,15 +75,19 @@ def decode_pictures(folder, transform):
     return np.stack(frames), ''
 
 
+def cut(frame, image_size, gray):
+    """A frame, cut to its largest centred square and resized: uint8 (image_size, image_size[, 3])."""
+    H, W = frame.shape[:2]
+    side = min(H, W)
+    left, upper = (W - side) // 2, (H - side) // 2
+    frame = resized(frame, image_size, (left, upper, left + side, upper + side))
+    return np.asarray(Image.fromarray(frame).convert('L')) if gray else frame
+
+
 def read(source, image_size, gray):
-    """Frames, cut to the largest centred square and resized: uint8 (T, image_size, image_size[, 3])."""
-    def transform(frame):
-        H, W = frame.shape[:2]
-        side = min(H, W)
-        left, upper = (W - side) // 2, (H - side) // 2
-        frame = resized(frame, image_size, (left, upper, left + side, upper + side))
-        return np.asarray(Image.fromarray(frame).convert('L')) if gray else frame
-    return (decode_pictures if source.is_dir() else decode)(source, transform=transform)
+    """Frames of a video file or of a folder of pictures, cut and resized: uint8 (T, image_size, image_size[, 3])."""
+    transform = functools.partial(cut, image_size=image_size, gray=gray)
+    return decode_pictures(find_pictures(source), transform) if source.is_dir() else decode(source, transform=transform)
 
 
 def split(names, val, test, seed, before):

@@ -17,13 +17,16 @@ SUBJECTS = {'train': (1, 5, 6, 7, 8), 'test': (9, 11)}
 BOX = (100, 100, 900, 900)  # left, upper, right, lower, in frames of 1000 x 1000
 
 
+def cut(frame, image_size):
+    """A frame, cut and resized: uint8 (image_size, image_size, 3)."""
+    if min(frame.shape[:2]) < BOX[2]:
+        raise Unreadable(f'frames of 1000 x 1000 are expected, found {frame.shape[1]} x {frame.shape[0]}')
+    return resized(frame, image_size, BOX)
+
+
 def read(source, image_size):
     """Frames of a video, cut and resized: uint8 (T, image_size, image_size, 3)."""
-    def transform(frame):
-        if min(frame.shape[:2]) < BOX[2]:
-            raise Unreadable(f'frames of 1000 x 1000 are expected, found {frame.shape[1]} x {frame.shape[0]}')
-        return resized(frame, image_size, BOX)
-    return decode(source, transform=transform)
+    return decode(source, transform=functools.partial(cut, image_size=image_size))
 
 
 def write_published(target, frames, filename, subject):

@@ -13,12 +13,13 @@ from files import UserError, run_script
 from preprocessing.convert import Job, cores, decode, run_jobs, write_array, write_pngs
 
 
+FRAME_RATE = 25  # frames a second
 MOST = 20_000  # frames: 13 minutes, far more than any video of KTH has
 
 
-def read(source, image_size, frame_rate):
+def read(source, image_size, frame_rate, *options):
     """Frames of a video at the frame rate and size, resized by ffmpeg's default scaler: uint8 (T, image_size, image_size, 3)."""
-    return decode(source, '-r', str(frame_rate), '-s', f'{image_size}x{image_size}', most=MOST)
+    return decode(source, '-r', str(frame_rate), '-s', f'{image_size}x{image_size}', *options, most=MOST)
 
 
 def write(target, frames):
@@ -34,7 +35,7 @@ def get_parser():
     parser = Parser('Convert the videos DIR/raw/<class>/*.avi to DIR/processed_<image_size>/<class>/.')
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
     parser.add_argument('--image_size', type=count, default=64, help='width and height of frames')
-    parser.add_argument('--frame_rate', type=count, default=25, help='frames a second')
+    parser.add_argument('--frame_rate', type=count, default=FRAME_RATE, help='frames a second')
     parser.add_argument('--layout', choices=['array', 'published'], default='array',
                         help='one .npy a video, or, as published, a folder of PNG frames a video')
     return parser

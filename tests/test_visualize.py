@@ -1,0 +1,438 @@
+"""`visualize.py`: each WHAT on tiny models, pixel by pixel, against plain computations; any video in; errors."""
+
+import shutil
+import subprocess
+import sys
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pictures
+import visualize
+from args import VISUALS, config_dict, load_config, parse_train
+from conftest import ROOT
+from data import load_test
+from files import UserError, write_json
+from metrics.frame import psnr
+from model import build_model
+from preprocessing.convert import find_ffmpeg
+from preprocessing.folder import convert as folder_convert
+from preprocessing.human import convert as human_convert
+from preprocessing.kth import convert as kth_convert
+from sampling import Futures, draw_noise, quantise
+from test_datasets import encode
+from utils import load_weights, to_video
+
+SIDE = 64 * pictures.SCALE
+PITCH = SIDE + pictures.GAP  # of cells without borders
+
+
+def write_model(folder, *options):
+    """Folder of a tiny model with random weights, the futures and contents of which differ visibly."""
+    config = parse_train([*options, '--data_dir', 'd', '--save_path', 's', '--nf', '2', '--nhx', '8', '--ny', '4', '--nz', '3', '--nt_inf', '2',
+                          '--nt_cond', '3', '--nh_inf', '8', '--nh_res', '8', '--seq_len', '6', '--archi', 'vgg', '--skipco',
+                          '--n_euler_steps', '2'])
+    torch.manual_seed(0)
+    model = build_model(config).train()
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.3 * torch.randn_like(p)
+        for _ in range(5):
+            model(torch.rand(5, 4, config.nc, 64, 64), 5)  # statistics of batch norm
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), folder / 'model.pt')
+    write_json(folder / 'config.json', config_dict(config))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def colour(tmp_path_factory):
+    """Colour model with skip connections and two Euler steps a frame, and its videos, the first of them red."""
+    folder = write_model(tmp_path_factory.mktemp('colour'), '--dataset', 'folder', '--nc', '3')
+    (folder / 'data' / 'test').mkdir(parents=True)
+    videos = np.random.RandomState(0).randint(0, 256, (4, 8, 64, 64, 3)).astype(np.uint8)
+    videos[0] = 200, 0, 0
+    for i, video in enumerate(videos):
+        np.save(folder / 'data' / 'test' / f'{i}.npy', video)
+    return folder, folder / 'data'
+
+
+@pytest.fixture(scope='module')
+def grey(tmp_path_factory):
+    """Grey model, of which the digits of `data_dir` are the test set."""
+    return write_model(tmp_path_factory.mktemp('grey'), '--dataset', 'smmnist', '--digits', 'mnist5k', '--nc', '1')
+
+
+def draw(what, xp_dir, *more):
+    visualize.main([what, '--xp_dir', str(xp_dir), *map(str, more)])
+
+
+def plain(xp_dir, data_dir, index, n_samples, nt_gen, n_euler_steps=None, nt_cond=3):
+    """Model, true videos uint8 (T, B, H, W, C) and futures, as `test.py` computes them."""
+    config = load_config(xp_dir)
+    model = build_model(config).eval().requires_grad_(False)
+    load_weights(model, xp_dir / 'model.pt')
+    truth = load_test(config, data_dir, nt_gen).videos(index)
+    x = to_video(torch.from_numpy(truth[:nt_cond]), 'cpu')
+    return model, truth, Futures(model, x, nt_gen - nt_cond, draw_noise(model, 1, 'test', index, n_samples, nt_gen), n_euler_steps)
+
+
+def as_frames(x):
+    return quantise(x.clamp(0, 1)).movedim(-3, -1).numpy()
+
+
+def cells(path, rows, columns, apart=()):
+    """Frames (rows, columns, 64, 64, 3) of a table without borders; checks the enlargement. `apart`: columns after which there is a gap."""
+    picture = np.asarray(Image.open(path).convert('RGB'))
+    left, top = picture.shape[1] - columns * PITCH - 4 * pictures.GAP * len(apart), picture.shape[0] - rows * PITCH
+    found = np.empty((rows, columns, 64, 64, 3), np.uint8)
+    for i in range(rows):
+        for j in range(columns):
+            y, x = top + i * PITCH, left + j * PITCH + pictures.GAP // 2 + 4 * pictures.GAP * sum(j > a for a in apart)
+            cell = picture[y:y + SIDE, x:x + SIDE]
+            found[i, j] = cell[::3, ::3]
+            np.testing.assert_array_equal(cell, found[i, j].repeat(3, 0).repeat(3, 1))  # nearest neighbour
+    return found
+
+
+def assert_same(found, expected, most=1):
+    """Equal up to the last bit before a truncation; grey frames have three equal channels."""
+    assert np.std(expected) > 2  # not vacuous
+    assert abs(found.astype(int) - expected.astype(int)).max() <= most
+
+
+def gif(path):
+    with Image.open(path) as picture:
+        frames = []
+        for t in range(picture.n_frames):
+            picture.seek(t)
+            frames.append(np.asarray(picture.convert('RGB')))
+        return np.stack(frames), picture.info['duration']
+
+
+def mp4(path):
+    reader = imageio_ffmpeg.read_frames(str(path))
+    meta = next(reader)
+    return np.stack([np.frombuffer(frame, np.uint8).reshape(*meta['size'][::-1], 3) for frame in reader]), meta['fps']
+
+
+# Each WHAT
+
+def test_samples_are_those_of_evaluation_with_their_moments(grey, data_dir, tmp_path):
+    out = tmp_path / 'new' / 'samples.png'
+    draw('samples', grey, '--data_dir', data_dir, '--index', 4, '--n_samples', 6, '--nt_gen', 8, '--out', out, out.with_suffix('.gif'), '--fps', 4)
+    _, truth, futures = plain(grey, data_dir, [4], 6, 8)
+    x = torch.stack([future[:, 0] for future in futures])  # (S, nt, C, H, W)
+    score = psnr(x, to_video(torch.from_numpy(truth[3:]), 'cpu')[:, 0].expand_as(x)).mean((1, 2))
+    expected = [x[score.argmax()], x[score.argmin()], x[0], x[1], x[2], torch.from_numpy(x.numpy().mean(0)),
+                torch.from_numpy(2 * np.sqrt(((x.numpy() - x.numpy().mean(0)) ** 2).mean(0)))]
+    found = cells(out, 8, 8)
+    np.testing.assert_array_equal(found[0], truth[:, 0].repeat(3, -1))
+    assert (found[1:, :3] == 255).all()  # nothing beside the given frames
+    for row, video in zip(found[1:], expected):
+        assert abs(row[3:].astype(int) - as_frames(video)).max() <= 1
+    assert found[7, 3:].max() > 0 and score.max() > score.min()
+    frames, duration = gif(out.with_suffix('.gif'))
+    assert len(frames) == 8 and duration == 250 and frames.shape[2] > 4 * SIDE
+
+
+def test_several_videos_have_a_file_each(grey, data_dir, tmp_path, capsys):
+    shutil.copytree(grey, tmp_path / 'run')
+    draw('samples', tmp_path / 'run', '--data_dir', data_dir, '--index', 3, 0, '--n_samples', 2)
+    out = tmp_path / 'run' / 'visualize'
+    assert {p.name for p in out.iterdir()} == {f'samples_{i}.{e}' for i in (0, 3) for e in ('png', 'gif')}
+    assert f'samples: {out}/samples_3.png' in capsys.readouterr().out
+    draw('samples', grey, '--data_dir', data_dir, '--index', 3, '--n_samples', 2, '--out', tmp_path / 'one.PNG')
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'one.PNG')), np.asarray(Image.open(out / 'samples_3.png')))
+
+
+def test_framerate_decodes_the_states_between_frames(colour, tmp_path):
+    xp_dir, data_dir = colour
+    out = [tmp_path / f'a.{e}' for e in ('png', 'gif', 'mp4')]
+    draw('framerate', xp_dir, '--data_dir', data_dir, '--index', 1, '--n_euler_steps', 4, '--nt_gen', 8, '--n_samples', 3, '--sample', 2,
+         '--out', *out)
+    model, truth, futures = plain(xp_dir, data_dir, [1], 3, 8, 4)
+    noise = draw_noise(model, 1, 'test', [1], 3, 8)
+    x = to_video(torch.from_numpy(truth[:3]), 'cpu')
+    between = Futures(model, x, 5, noise, 4, between=True)
+    assert between.y.shape == (20, 3, 1, 4) and torch.equal(between.y[3::4], futures.y)
+    y, _, _ = model.evolve(futures.y_given[-1, 1], noise.z[:0, 1], 6, noise.z[2:, 1], 4)  # all Euler states of the second future
+    states = as_frames(model.decode(futures.cond.w, y, futures.cond.skips)[:, 0])
+    found = cells(out[0], 5, 5)  # t = 2, …, 6: truth, t, t + 1/4, …
+    np.testing.assert_array_equal(found[:, 0], truth[2:7, 0])
+    np.testing.assert_array_equal(found[0, 1], truth[2, 0])
+    assert_same(found[1:, 1], as_frames(futures[1][:4, 0]))
+    assert_same(found[:, 1:].reshape(20, 64, 64, 3)[1:], states[1:20])
+    frames, duration = gif(out[1])
+    assert len(frames) == 7 * 4 + 1 and duration == 100
+    frames, fps = mp4(out[2])
+    assert len(frames) == 7 * 4 + 1 and fps == 10
+
+
+def test_swap_has_the_plain_prediction_on_its_diagonal(colour, tmp_path):
+    xp_dir, data_dir = colour
+    out = tmp_path / 'swap.png'
+    draw('swap', xp_dir, '--data_dir', data_dir, '--index', 2, 1, '--nt_gen', 6, '--n_samples', 2, '--out', out, out.with_suffix('.gif'))
+    model, truth, futures = plain(xp_dir, data_dir, [2, 1], 2, 6)
+    found = cells(out, 3, 13, apart=(0, 6))
+    assert (found[0, 0] == 255).all()
+    np.testing.assert_array_equal(found[1:, 0], truth[2])  # the frames that content and skip connections come from
+    found = found[:, 1:].reshape(3, 2, 6, 64, 64, 3)
+    np.testing.assert_array_equal(found[0], truth.swapaxes(0, 1))
+    given, predicted = futures.given(0), futures[0]
+    for b in range(2):
+        assert_same(found[1 + b, b], as_frames(torch.cat([given, predicted])[:, b]))
+    y = torch.cat([futures.y_given, futures.y])[:, 0]
+    other = as_frames(model.decode(futures.cond.w.flip(0), y, [s.flip(0) for s in futures.cond.skips]))
+    for b in range(2):
+        assert_same(found[2 - b, b], other[:, b])
+        assert (found[2 - b, b] != found[1 + b, b]).mean() > 0.1
+    assert len(gif(out.with_suffix('.gif'))[0]) == 6
+
+
+def test_interpolation_ends_at_the_decodings_of_both_videos(colour, tmp_path):
+    xp_dir, data_dir = colour
+    out = tmp_path / 'line.png'
+    draw('interpolate', xp_dir, '--data_dir', data_dir, '--index', 3, 1, '--steps', 5, '--n_samples', 2, '--nt_gen', 5, '--out', out,
+         out.with_suffix('.gif'))
+    model, truth, futures = plain(xp_dir, data_dir, [3, 1], 2, 5)
+    own = as_frames(futures.given(0)[0])
+    found = cells(out, 3, 7)
+    np.testing.assert_array_equal(found[1, [0, -1]], truth[0])
+    assert_same(found[:2, 1], own[[0, 0]])
+    assert_same(found[1:, -2], own[[1, 1]])
+    y = futures.y_given[0, 0].mean(0).expand(1, 1, -1)
+    w, skips = futures.cond.w, futures.cond.skips
+    assert_same(found[0, 3], as_frames(model.decode(w[:1], y, [s[:1] for s in skips]))[0, 0])
+    assert_same(found[1, 3], as_frames(model.decode(w.mean(0)[None], y, [s.mean(0)[None] for s in skips]))[0, 0])
+    assert len(gif(out.with_suffix('.gif'))[0]) == 8  # there and back
+
+
+def test_pca_is_that_of_the_covariance(tmp_path):
+    y = np.random.RandomState(0).randn(50, 6) @ np.diag([5, 1, 0.3, 2, 0.1, 0.5]) + 7
+    flat, share = visualize.pca(y)
+    values, vectors = np.linalg.eigh(np.cov(y.T))
+    expected = (y - y.mean(0)) @ vectors[:, [-1, -2]]
+    np.testing.assert_allclose(abs(flat), abs(expected), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(share, values[[-1, -2]] / values.sum(), rtol=1e-9)
+    np.testing.assert_allclose(visualize.pca(-y)[0], -flat)  # signs do not depend on the solver
+    flat, share = visualize.pca(y[:, :1])
+    assert (flat[:, 1] == 0).all() and share.tolist() == [1, 0]
+
+
+def test_latent_shows_paths_and_frames(grey, data_dir, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pictures, 'plane', lambda *args, plane=pictures.plane: seen.append(args) or plane(*args))
+    draw('latent', grey, '--data_dir', data_dir, '--index', 5, 2, '--nt_gen', 8, '--n_samples', 3, '--out', tmp_path / 'a.png')
+    model, _, futures = plain(grey, data_dir, [5, 2], 3, 8)
+    y = torch.cat([futures.y_given, futures.y])[:, 0]
+    (flat, times, share, size), = seen
+    expected, _ = visualize.pca(y.flatten(0, 1).numpy())
+    np.testing.assert_allclose(flat, expected.reshape(8, 2, 2), rtol=1e-4, atol=1e-5)
+    assert times == [0, 3, 7] and 0 < share[1] <= share[0] <= 1
+    picture = Image.open(tmp_path / 'a.png').convert('RGB')
+    assert picture.height == size == 800 and picture.width > 800 + 3 * SIDE
+    top = (800 - 28 - 2 * PITCH) // 2
+    picture.crop((800, top, picture.width, 800 - top)).save(tmp_path / 'frames.png')
+    x = as_frames(model.decode(futures.cond.w, y[times], futures.cond.skips))
+    assert_same(cells(tmp_path / 'frames.png', 2, 3), x.swapaxes(0, 1).repeat(3, -1))
+
+
+# Any video
+
+@pytest.fixture(scope='module')
+def video(tmp_path_factory):
+    """0.8 seconds, 20 frames, of colour, in RGB."""
+    path = tmp_path_factory.mktemp('videos') / 'own clip.mkv'
+    encode(path, '160x120', 25, 0.8, '-c:v', 'ffv1', '-pix_fmt', 'bgr0')
+    return path
+
+
+def predicted(xp_dir, source, tmp_path, *more):
+    draw('predict', xp_dir, '--video', source, '--out', tmp_path / 'p.npz', *more)
+    with np.load(tmp_path / 'p.npz', allow_pickle=False) as arrays:
+        assert sorted(arrays.files) == ['given', 'samples']
+        return arrays['given'], arrays['samples']
+
+
+def test_predict_takes_the_frames_of_the_conversion(colour, video, tmp_path):
+    given, samples = predicted(colour[0], video, tmp_path, '--t_0', 4, '--nt_gen', 7, '--n_samples', 2)
+    frames, _ = folder_convert.read(video, 64, False)
+    np.testing.assert_array_equal(given, frames[4:7])
+    assert samples.dtype == np.uint8 and samples.shape == (2, 4, 64, 64, 3)
+    config = load_config(colour[0])
+    model = build_model(config).eval().requires_grad_(False)
+    load_weights(model, colour[0] / 'model.pt')
+    futures = Futures(model, to_video(torch.from_numpy(frames[4:7, None]), 'cpu'), 4, draw_noise(model, 1, 'test', [0], 2, 7))
+    assert_same(samples, as_frames(torch.stack([future[:, 0] for future in futures])))
+    assert (samples[0] != samples[1]).any()
+
+
+def test_predict_for_the_other_datasets(video, tmp_path):
+    given, samples = predicted(write_model(tmp_path / 'kth', '--dataset', 'kth', '--nc', '1'), video, tmp_path, '--nt_gen', 5)
+    frames, _ = kth_convert.read(video, 64, 25)
+    np.testing.assert_array_equal(given, frames[:3, ..., :1])
+    assert samples.shape == (5, 2, 64, 64, 1)
+
+    given, samples = predicted(write_model(tmp_path / 'mnist', '--dataset', 'smmnist', '--nc', '1'), video, tmp_path)
+    frames, _ = folder_convert.read(video, 64, True)
+    np.testing.assert_array_equal(given, frames[:3, ..., None])
+    assert samples.shape == (5, 3, 64, 64, 1)
+
+    given, _ = predicted(write_model(tmp_path / 'bair', '--dataset', 'bair', '--nc', '3'), video, tmp_path)
+    np.testing.assert_array_equal(given, folder_convert.read(video, 64, False)[0][:3])
+
+
+def test_predict_for_human_takes_one_frame_in_eight_of_the_box(tmp_path):
+    xp_dir, path = write_model(tmp_path / 'human', '--dataset', 'human', '--nc', '3'), tmp_path / 'human.mkv'
+    encode(path, '1000x1000', 25, 1.2, '-c:v', 'ffv1')
+    frames, _ = human_convert.read(path, 64)
+    given, _ = predicted(xp_dir, path, tmp_path, '--nt_gen', 4)
+    np.testing.assert_array_equal(given, frames[[0, 8, 16]])
+    given, _ = predicted(xp_dir, path, tmp_path, '--nt_gen', 4, '--t_0', 1)
+    np.testing.assert_array_equal(given, frames[[8, 16, 24]])
+    encode(tmp_path / 'small.mkv', '160x120', 25, 1.2)
+    with pytest.raises(UserError, match='frames of 1000 x 1000 are expected, found 160 x 120'):
+        predicted(xp_dir, tmp_path / 'small.mkv', tmp_path)
+
+
+def test_predict_takes_folders_of_pictures(colour, video, tmp_path):
+    (tmp_path / 'frames').mkdir()
+    subprocess.run([find_ffmpeg(), '-v', 'error', '-i', str(video), '-start_number', '7', str(tmp_path / 'frames' / 'f%d.png')], check=True)
+    given, _ = predicted(colour[0], tmp_path / 'frames', tmp_path, '--t_0', 2)  # f9, f10, f11
+    expected, _ = folder_convert.read(video, 64, False)
+    np.testing.assert_array_equal(given, expected[2:5])
+    kth = write_model(tmp_path / 'kth', '--dataset', 'kth', '--nc', '1')
+    given, _ = predicted(kth, tmp_path / 'frames', tmp_path, '--t_0', 2)
+    expected, _ = kth_convert.read(video, 64, 25)
+    assert_same(given, expected[2:5, ..., :1])
+
+
+@pytest.mark.parametrize('suffix', ['gif', 'mp4', 'png'])
+def test_predict_draws_a_video_of_any_length(colour, tmp_path, suffix):
+    """A red video of 5 frames, continued to 7: it stays red, then there is nothing."""
+    (tmp_path / 'red').mkdir()
+    for t in range(5):
+        Image.new('RGB', (96, 64), (255, 0, 0)).save(tmp_path / 'red' / f'{t}.png')
+    out = tmp_path / f'p.{suffix}'
+    draw('predict', colour[0], '--video', tmp_path / 'red', '--nt_gen', 7, '--n_samples', 2, '--out', out)
+    if suffix == 'png':
+        found = cells(out, 3, 7)[0]
+    else:
+        frames, rate = gif(out) if suffix == 'gif' else mp4(out)
+        assert len(frames) == 7 and rate == (200 if suffix == 'gif' else 5)
+        found = frames[:, 40:200, 20:180]
+    assert abs(found[:5].astype(int) - (255, 0, 0)).max() <= (5 if suffix == 'mp4' else 0)
+    assert found[5:].min() >= 252
+
+
+# Colours
+
+def test_gif_has_the_right_greys_and_colours(tmp_path):
+    ramp = np.arange(4096).reshape(64, 64)
+    grey = (ramp // 16).astype(np.uint8)[None, ..., None]
+    colours = np.stack([ramp // 16, ramp.T // 16, 255 - ramp // 16], -1).astype(np.uint8)[None]
+    for video, most, mean in ((grey, 1, 0.5), (colours, 30, 6)):
+        pictures.animation(tmp_path / 'a.gif', {'a': np.concatenate([video, video[:, ::-1]])}, 1)
+        frames, _ = gif(tmp_path / 'a.gif')
+        error = abs(frames[0, 28:28 + SIDE, 6:6 + SIDE].astype(int) - video[0].repeat(3, 0).repeat(3, 1))
+        assert len(frames) == 2 and error.max() <= most and error.mean() <= mean
+
+
+def test_labels_are_not_clipped():
+    long = pictures.Heading('a heading much longer than its frame is wide')
+    frame = np.zeros((64, 64, 1), np.uint8)
+    picture = np.asarray(pictures.table([[frame, None], [None, frame]], [long, long], ['row', 'another long name of a row']))
+    assert (picture[:, [0, 1, -1, -2]] == 255).all() and (picture[[0, 1]] == 255).all()
+    middle = picture.shape[1] // 2
+    assert (picture[:28, middle - 40:].min((0, 2)) < 128).any()
+
+
+# Options
+
+def test_help(capsys):
+    with pytest.raises(SystemExit):
+        visualize.main(['--help'])
+    out = capsys.readouterr().out
+    for what, text in VISUALS.items():
+        assert f'\n    {what} ' in out and text.split()[0] in out
+        with pytest.raises(SystemExit):
+            visualize.main([what, '--help'])
+        page = capsys.readouterr().out
+        assert 'default: 1' in page and '--out' in page and ('--video' in page) == (what == 'predict') != ('--index' in page)
+
+
+@pytest.mark.parametrize('what, more, message', [
+    ('samples', ['--index', 500], '--index 500: the test set has 500 videos; give numbers from 0 to 499'),
+    ('swap', ['--index', 1], '--index 1: swap takes 2 to 12 videos, found 1'),
+    ('interpolate', ['--index', 1, 2, 3], 'interpolate takes 2 videos, found 3'),
+    ('latent', ['--out', 'a.gif'], '--out a.gif: latent is written as .png, by the extension'),
+    ('samples', ['--out', 'a.npz'], '--out a.npz: samples is written as .png or .gif or .mp4'),
+    ('samples', ['--out', 'a'], '--out a: samples is written'),
+    ('samples', ['--steps', 3], '--steps belongs to interpolate, found samples; leave it out'),
+    ('swap', ['--video', 'a.mp4'], '--video belongs to predict, found swap'),
+    ('swap', ['--idnex', 3], 'unknown option --idnex; did you mean --index'),
+    ('framerate', ['--n_euler_steps', 1], 'expected a whole number of at least 2'),
+    ('framerate', ['--n_samples', 3, '--sample', 4], '--sample 4 is more than the 3 futures'),
+    ('latent', ['--nt_gen', 9], 'videos of 8 frames, but --nt_gen 9'),
+    ('latent', ['--nt_gen', 3], '--nt_gen 3 leaves no frame to predict'),
+    ('swap', ['--nt_cond', 1], '--nt_cond 1 is less than the 2 frames'),
+    ('swap', ['--model_name', 'none.pt'], 'none.pt does not exist'),
+    ('swap', ['--data_dir', 'nowhere'], 'make it with'),
+    ('swap', ['--device', 99], 'CUDA devices found'),
+])
+def test_errors(run_dir, data_dir, tmp_path, monkeypatch, what, more, message):
+    monkeypatch.chdir(tmp_path)
+    before = set(run_dir.rglob('*'))
+    with pytest.raises(UserError, match=message):
+        draw(what, run_dir, '--data_dir', data_dir, *more)
+    assert not list(tmp_path.iterdir()) and set(run_dir.rglob('*')) == before
+
+
+def test_errors_of_predict(colour, video, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'no.mp4').write_bytes(b'no video')
+    for source, more, message in (
+            (video, ['--t_0', 18], '--video .* has 2 frames from --t_0 18 on, but the model is given 3'),
+            (video, ['--t_0', 99], 'has 0 frames from --t_0 99 on'),
+            (video, ['--nt_cond', 30, '--nt_gen', 40], 'has 20 frames from --t_0 0 on, but the model is given 30'),
+            (tmp_path / 'nowhere', [], '--video .*nowhere does not exist'),
+            (tmp_path / 'no.mp4', [], '--video .*no.mp4 cannot be read as a video of folder'),
+            (tmp_path / 'empty', [], 'a folder without pictures')):
+        with pytest.raises(UserError, match=message):
+            draw('predict', colour[0], '--video', source, '--out', tmp_path / 'out' / 'p.gif', *more)
+    with pytest.raises(UserError, match='--index belongs to samples, framerate, swap, interpolate, latent, found predict'):
+        draw('predict', colour[0], '--video', video, '--index', 1)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_out_must_be_a_file_in_a_folder(run_dir, data_dir, tmp_path):
+    (tmp_path / 'a.png').mkdir()
+    with pytest.raises(UserError, match='a.png is a folder; name a file'):
+        draw('latent', run_dir, '--data_dir', data_dir, '--out', tmp_path / 'a.png')
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match='--out: folder .*file.* cannot be created'):
+        draw('latent', run_dir, '--data_dir', data_dir, '--out', tmp_path / 'file' / 'a.png')
+
+
+@pytest.mark.parametrize('what', [what for what in VISUALS if what != 'predict'])
+def test_damaged_weights_write_nothing(grey, data_dir, tmp_path, what):
+    weights = torch.load(grey / 'model.pt', weights_only=True)
+    name = next(k for k in weights if k.startswith('q_y.'))
+    shutil.copy(grey / 'config.json', tmp_path)
+    torch.save({**weights, name: weights[name] * float('nan')}, tmp_path / 'model.pt')
+    with pytest.raises(UserError, match='not numbers; the weights are damaged'):
+        draw(what, tmp_path, '--data_dir', data_dir, '--n_samples', 2)
+    assert not list((tmp_path / 'visualize').iterdir())
+
+
+def test_script(run_dir, data_dir, tmp_path):
+    def call(*argv):
+        return subprocess.run([sys.executable, 'visualize.py', *map(str, argv)], cwd=ROOT, capture_output=True, text=True)
+    done = call('latent', '--xp_dir', run_dir, '--data_dir', data_dir, '--out', tmp_path / 'a.png')
+    assert done.returncode == 0 and done.stdout == f'latent: {tmp_path}/a.png\n' and not done.stderr
+    done = call('latent', '--xp_dir', 'nowhere', '--data_dir', data_dir)
+    assert done.returncode == 2 and done.stderr.startswith('error: ') and done.stderr.count('\n') == 1

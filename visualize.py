@@ -1,0 +1,242 @@
+"""Draw what a trained SRVP model knows: `python visualize.py WHAT --xp_dir RUN --data_dir DATA`; see --help and the README."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import pictures
+from args import complete, load_config, parse_visualize
+from data import load_test
+from files import UserError, make_folder, run_script, write_npz
+from metrics.frame import psnr
+from model import Noise, build_model
+from pictures import Heading
+from preprocessing.video import read_video
+from sampling import Futures, draw_noise, quantise
+from utils import get_device, load_weights, to_video
+
+N_RANDOM = 3        # random futures that `samples` shows, as evaluation does
+FRAMERATE_ROWS = 6  # frames in the picture of `framerate`
+
+
+def resolve(argv=None):
+    """Options of the call and configuration of the model, checked; what was left out comes from the configuration."""
+    args = parse_visualize(argv)
+    config = load_config(args.xp_dir)
+    complete(args, config)
+    if args.what == 'predict':
+        args.index = [0]  # its futures are drawn as those of the first test video
+    args.device = get_device(args.device)
+    return args, config
+
+
+def get_model(args, config):
+    """The trained model, in evaluation mode."""
+    model = build_model(config)
+    load_weights(model, Path(args.xp_dir) / args.model_name)
+    return model.to(args.device).eval().requires_grad_(False)
+
+
+def get_videos(args, config):
+    """True videos uint8 (T, B, H, W, C): those of --index, or the one of --video, of which frames after the given ones may be missing."""
+    if args.what == 'predict':
+        frames, note = read_video(args.video, config, args.t_0, args.nt_gen)
+        if len(frames) < args.nt_cond:
+            raise UserError(f'--video {args.video} has {len(frames)} frames from --t_0 {args.t_0} on, but the model is given {args.nt_cond} '
+                            '(--nt_cond); name a longer video, or give a smaller --t_0 or --nt_cond')
+        if note:
+            print(f'note: {args.video} is damaged, but was read ({note})')
+        return frames[:, None]
+    testset = load_test(config, args.data_dir, args.nt_gen)
+    for i in args.index:
+        if i >= len(testset):
+            raise UserError(f'--index {i}: the test set has {len(testset)} videos; give numbers from 0 to {len(testset) - 1}')
+    return testset.videos(args.index)
+
+
+def get_futures(model, truth, index, args, **kwargs):
+    """Futures of true videos uint8 (T, B, H, W, C), drawn as in evaluation; number --sample alone where there is this option."""
+    noise = draw_noise(model, args.seed, 'test', index, args.n_samples, args.nt_gen)
+    if 'sample' in args:
+        chosen = slice(args.sample - 1, args.sample)
+        noise = Noise(noise.y_0[chosen], noise.z[:, chosen])
+    given = to_video(torch.from_numpy(truth[:args.nt_cond]), args.device)
+    return Futures(model, given, args.nt_gen - args.nt_cond, noise, args.n_euler_steps, **kwargs)
+
+
+def to_frames(x):
+    """uint8 (…, H, W, C) of frames (…, C, H, W)."""
+    if x.isnan().any():
+        raise UserError('the model predicts frames that are not numbers; the weights are damaged, take another checkpoint')
+    return quantise(x.clamp(0, 1)).movedim(-3, -1).cpu().numpy()
+
+
+def is_still(path):
+    """Whether a file is one picture."""
+    return path.suffix.lower() == '.png'
+
+
+# Each WHAT: what it computes of true videos uint8 (T, B, H, W, C) and their indices, returned as a function that draws it to a path
+
+def samples(model, truth, index, args):
+    """Futures of one video: the best and the worst by PSNR, random ones, and mean and standard deviation of each pixel over all."""
+    futures = get_futures(model, truth, index, args)
+    x = torch.stack([future[:, 0] for future in tqdm(futures, f'video {index[0]}', unit='sample', dynamic_ncols=True)])  # (S, nt, C, H, W)
+    score = psnr(x, to_video(torch.from_numpy(truth[args.nt_cond:]), args.device)[:, 0].expand_as(x)).mean((1, 2))
+    truth, given = truth[:, 0], truth[:args.nt_cond, 0]
+    rows = {'best': x[score.argmax()], 'worst': x[score.argmin()], **{f'random {i + 1}': x[i] for i in range(min(N_RANDOM, len(x)))},
+            'mean': x.mean(0), '2 std': 2 * x.std(0, correction=0)}  # of numbers in [0, 1] it is at most 1/2
+    rows = {name: to_frames(row) for name, row in rows.items()}
+
+    def draw(path):
+        if is_still(path):
+            return pictures.strip(path, {'truth': truth, **rows}, args.nt_cond)
+        columns = {name: np.concatenate([given if name != '2 std' else 0 * given, row]) for name, row in rows.items()}
+        pictures.animation(path, {'truth': truth, **columns}, args.nt_cond, 1000 / args.fps, across=4)
+    return draw
+
+
+def framerate(model, truth, index, args):
+    """Frames of one future at all its Euler steps, n a frame, beside those at the true frame rate."""
+    n, T, last = args.n_euler_steps, args.nt_gen, args.nt_cond - 1
+    predicted = to_frames(get_futures(model, truth, index, args, between=True)[0][:, 0])  # (nt n, H, W, C)
+    truth = truth[:, 0]
+    ticks = np.arange((T - 1) * n + 1)  # tick i is time i / n
+    smooth = np.concatenate([truth[ticks[:last * n + 1] // n], predicted])
+
+    def draw(path):
+        if is_still(path):
+            times = range(last, T - 1)[:FRAMERATE_ROWS]
+            headings = [Heading('truth'), Heading('t')] + [Heading(f't + {k}/{n}') for k in range(1, n)]
+            names = [Heading(f't = {t}', pictures.moment(t, args.nt_cond)[0]) for t in times]
+            return pictures.write_picture(path, pictures.table([[truth[t], *smooth[t * n:t * n + n]] for t in times], headings, names))
+        captions = [pictures.moment(t, args.nt_cond, f' + {k}/{n}' if k else '') for t, k in zip(*divmod(ticks, n))]
+        headings = [Heading('truth'), Heading('frames'), Heading(f'frames and {n - 1} between')]
+        pictures.animated_table(path, [[truth[ticks // n], smooth[ticks - ticks % n], smooth]], headings, [], captions, args.fps)
+    return draw
+
+
+def swap(model, truth, index, args):
+    """Content w, and skip connections, of each video with the motion (y_0, z) of each."""
+    futures = get_futures(model, truth, index, args)
+    w, skips, B = futures.cond.w, futures.cond.skips, len(index)
+    y = torch.cat([futures.y_given, futures.y])[:, 0]  # (T, B, ny)
+
+    def with_content(b):
+        """All motions with the content of video b: uint8 (T, B, H, W, C)."""
+        return to_frames(model.decode(w[b].expand(B, -1), y, skips and [s[b].expand(B, *s[b].shape) for s in skips]))
+    cells = [[None, *truth.swapaxes(0, 1)]]
+    for b in range(B):
+        content = np.broadcast_to(truth[args.nt_cond - 1, b], truth[:, b].shape)  # the frame that skip connections come from
+        cells.append([content, *with_content(b).swapaxes(0, 1)])
+    names = ['truth', *(f'video {i}' for i in index)]
+    motions = [f'motion of video {i}' for i in index]
+
+    def draw(path):
+        if is_still(path):
+            times = pictures.spaced(args.nt_cond, args.nt_gen, max(2, pictures.COLUMNS // B))
+            still = [[row[0] if row[0] is None else row[0][0], *(video[t] for video in row[1:] for t in times)] for row in cells]
+            headings = [Heading('content'), *(Heading(f'{m}, t = {", ".join(map(str, times))}', span=len(times)) for m in motions)]
+            return pictures.write_picture(path, pictures.table(still, headings, names))
+        captions = [pictures.moment(t, args.nt_cond) for t in range(args.nt_gen)]
+        pictures.animated_table(path, cells, [Heading('content'), *map(Heading, motions)], names, captions, args.fps)
+    return draw
+
+
+def interpolate(model, truth, index, args):
+    """Decodings of states between the first states y_0 of two videos, with the content of the one, of the other, and between."""
+    futures = get_futures(model, truth, index, args)
+    a = torch.linspace(0, 1, args.steps, device=args.device)
+
+    def mix(pair, weight):
+        """Points (K, …) between two of (2, …); weights (K,) of the second."""
+        weight = weight.view(-1, *[1] * (pair.ndim - 1))
+        return (1 - weight) * pair[0] + weight * pair[1]
+    y, contents = mix(futures.y_given[0, 0], a)[None], {}  # (1, K, ny)
+    for name, weight in {f'content of video {index[0]}': 0 * a, 'content between': a, f'content of video {index[1]}': 0 * a + 1}.items():
+        skips = futures.cond.skips and [mix(s, weight) for s in futures.cond.skips]
+        contents[name] = to_frames(model.decode(mix(futures.cond.w, weight), y, skips)[0])  # (K, H, W, C)
+
+    def draw(path):
+        ends = [Heading(f'video {i}, t = 0', pictures.GIVEN) for i in index]
+        steps = [f'a = {weight:.3g}' for weight in a.tolist()]
+        if is_still(path):
+            cells = [[None, *video, None] for video in contents.values()]
+            cells[1][0], cells[1][-1] = truth[0]
+            return pictures.write_picture(path, pictures.table(cells, [ends[0], *map(Heading, steps), ends[1]], list(contents)))
+        order = [*range(args.steps), *range(args.steps - 2, 0, -1)]  # there and back
+        still = [np.broadcast_to(frame, (len(order), *frame.shape)) for frame in truth[0]]
+        headings = [ends[0], *map(Heading, contents), ends[1]]
+        captions = [(pictures.INK, steps[k]) for k in order]
+        pictures.animated_table(path, [[still[0], *(video[order] for video in contents.values()), still[1]]], headings, [], captions, args.fps)
+    return draw
+
+
+def pca(y):
+    """Coordinates (N, 2) of points (N, d) along their first two principal components, and the share of the variance of each."""
+    y = np.pad(y - y.mean(0), ((0, 0), (0, max(0, 2 - y.shape[1]))))
+    _, s, vt = np.linalg.svd(y.astype(np.float64), full_matrices=False)
+    vt = vt[:2] * np.sign(vt[range(2), abs(vt[:2]).argmax(1)])[:, None]  # signs are arbitrary: the largest weight is positive
+    return y @ vt.T, s[:2] ** 2 / (s ** 2).sum()
+
+
+def latent(model, truth, index, args):
+    """States of videos along time in the plane of their first principal components, and what they decode to."""
+    futures = get_futures(model, truth, index, args)
+    y = torch.cat([futures.y_given, futures.y])[:, 0]  # (T, B, ny)
+    times = [0, args.nt_cond, args.nt_gen - 1]
+    x = to_frames(model.decode(futures.cond.w, y[times], futures.cond.skips))  # (3, B, H, W, C)
+    flat, share = pca(y.flatten(0, 1).cpu().numpy())
+
+    def draw(path):
+        names = [f'video {i}' for i in index]
+        plot, colours = pictures.plane(flat.reshape(*y.shape[:2], 2), times, share, max(800, 200 * len(index)))
+        headings = [Heading(text, colour) for colour, text in (pictures.moment(t, args.nt_cond) for t in times)]
+        frames = pictures.table(list(x.swapaxes(0, 1)), headings, list(map(Heading, names, colours)))
+        pictures.write_picture(path, pictures.beside([plot, frames]))
+    return draw
+
+
+def predict(model, truth, index, args):
+    """Futures of any video."""
+    futures = get_futures(model, truth, index, args)
+    x = np.stack([to_frames(future[:, 0]) for future in tqdm(futures, 'predicting', unit='sample', dynamic_ncols=True)])  # (S, nt, H, W, C)
+    video, given = truth[:, 0], truth[:args.nt_cond, 0]
+    shown = np.pad(video, ((0, args.nt_gen - len(video)), (0, 0), (0, 0), (0, 0)), constant_values=255)  # white where it has ended
+
+    def draw(path):
+        if path.suffix.lower() == '.npz':
+            return write_npz(path, samples=x, given=given)
+        rows = {f'future {s + 1}': future for s, future in enumerate(x)}
+        if is_still(path):
+            return pictures.strip(path, {'video': shown, **rows}, args.nt_cond)
+        columns = {name: np.concatenate([given, row]) for name, row in rows.items()}
+        pictures.animation(path, {'video': shown, **columns}, args.nt_cond, 1000 / args.fps, across=max(3, math.ceil(math.sqrt(len(x) + 1))))
+    return draw
+
+
+DRAW = {function.__name__: function for function in (samples, framerate, swap, interpolate, latent, predict)}
+
+
+def main(argv=None):
+    args, config = resolve(argv)
+    torch.backends.cudnn.allow_tf32 = False  # as in evaluation
+    model = get_model(args, config)
+    truth = get_videos(args, config)
+    for path in args.out:
+        make_folder(path.parent, '--out: folder')
+    each = args.what in ('samples', 'framerate') and len(args.index) > 1  # a file of each video
+    for part in [[b] for b in range(len(args.index))] if each else [list(range(len(args.index)))]:
+        index = [args.index[b] for b in part]
+        draw = DRAW[args.what](model, truth[:, part], index, args)
+        for path in args.out:
+            path = path.with_stem(f'{path.stem}_{index[0]}') if each else path
+            draw(path)
+            print(f'{args.what}: {path}')
+
+
+if __name__ == '__main__':
+    run_script(main)
