@@ -1,9 +1,10 @@
-"""Pictures of predictions: strips of frames (PNG) and animations (GIF, MP4), enlarged by nearest neighbour."""
+"""Pictures of predictions: strips of frames (PNG) and animations (GIF, MP4), enlarged by nearest neighbour; pictures of networks."""
 
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from files import replacing
@@ -12,6 +13,10 @@ SCALE = 3                      # enlargement of frames
 GAP = 4                        # pixels between frames
 COLUMNS = 12                   # frames in a strip
 BACKGROUND, INK = (255, 255, 255), (0, 0, 0)
+SCREEN = 1920, 1200            # largest size of a video of a network
+THIN = 6                       # tensors with a side of fewer pixels are drawn thicker
+WHITE, MID_GREY, RED = 254, 127, 255
+PALETTE = np.array([[round(i * 255 / WHITE)] * 3 for i in range(WHITE + 1)] + [[255, 0, 0]], np.uint8)  # of pictures of networks
 GIVEN, PREDICTED = (31, 119, 180), (214, 39, 40)  # colours of what was given to the model and what it predicted
 
 
@@ -19,10 +24,10 @@ def _font(size=15):
     return ImageFont.load_default(size)
 
 
-def _enlarge(frame):
+def _enlarge(frame, scale=SCALE):
     """uint8 (H, W, C) of 1 or 3 channels -> RGB picture, enlarged."""
     picture = Image.fromarray(np.repeat(frame, 3, 2) if frame.shape[2] == 1 else frame)
-    return picture.resize((frame.shape[1] * SCALE, frame.shape[0] * SCALE), Image.Resampling.NEAREST)
+    return picture.resize((frame.shape[1] * scale, frame.shape[0] * scale), Image.Resampling.NEAREST)
 
 
 def write_video(path, frames, fps):
@@ -116,3 +121,198 @@ def animation(path, columns, nt_cond, duration=200):
         draw.text((GAP, canvas.height - bottom // 2), f't = {t} ({word})', colour, font, anchor='lm')
         frames.append(np.asarray(canvas))
     write_video(path, frames, 1000 / duration)
+
+
+def side_by_side(frames, caption, scale=4):
+    """Frames uint8 (H, W, C) by name, their names above and a line of text below: uint8 (H', W', 3)."""
+    font = _font()
+    H, W = next(iter(frames.values())).shape[:2]
+    w, top, bottom = W * scale + 2 * GAP, 28, 28
+    canvas = Image.new('RGB', (len(frames) * w, top + H * scale + bottom), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for i, (name, frame) in enumerate(frames.items()):
+        draw.text((i * w + w // 2, top // 2), name, INK, font, anchor='mm')
+        canvas.paste(_enlarge(frame, scale), (i * w + GAP, top))
+    draw.text((GAP, canvas.height - bottom // 2), caption, INK, font, anchor='lm')
+    return np.asarray(canvas)
+
+
+def curves(path, xlabel, x, panels):
+    """Draw curves, of several runs their mean and a band of a standard deviation on either side. Values that are not finite are left out.
+
+    Parameters
+    ----------
+    path : path
+        PNG file.
+    xlabel : str
+    x : array (N)
+    panels : dict of dicts of arrays (runs, N)
+        By the label of their axis, then by their name in its legend.
+    """
+    figure = Figure(figsize=(11, 3.5 * -(-len(panels) // 2)), layout='constrained')
+    for i, (label, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(-(-len(panels) // 2), 2, i + 1)
+        for name, values in lines.items():
+            values = np.ma.masked_invalid(values)
+            mean, std = values.mean(0), values.std(0)
+            axes.plot(x, mean, '.-', label=name, markersize=4)
+            axes.fill_between(x, mean - std, mean + std, alpha=0.25, linewidth=0)
+        axes.set(xlabel=xlabel, ylabel=label)
+        axes.grid(alpha=0.3)
+        if any(lines):
+            axes.legend()
+    with replacing(path) as tmp:
+        figure.savefig(tmp, format='png', dpi=120)
+
+
+# Pictures of a network
+
+def draw_tensor(value, damaged=()):
+    """Draw a tensor, a pixel an element, from black at its minimum to white at its maximum, mid-grey if it is constant.
+
+    Parameters
+    ----------
+    value : tensor (n) or (h, w, …)
+        A vector is drawn as a row; of further axes, those of kernels, the first element is drawn.
+    damaged : sequence of int
+        Flat indices of elements to draw in red; those that are not drawn show at their place (h, w).
+
+    Returns
+    -------
+    np.ndarray of uint8 (h, w)
+        Colours of `PALETTE`.
+    """
+    low, high = value.aminmax()
+    if not low.isfinite() or not high.isfinite():  # damaged beyond float32
+        finite = value[value.isfinite()]
+        low, high = finite.aminmax() if len(finite) else (low, low)
+    low, high = low.item(), high.item()
+    plane = (value[None] if value.ndim == 1 else value[(..., *[0] * (value.ndim - 2))]).cpu().numpy().astype(np.float64)
+    if low < high:
+        picture = np.rint(np.nan_to_num((plane - low) / (high - low)).clip(0, 1) * WHITE).astype(np.uint8)
+    else:
+        picture = np.full(plane.shape, MID_GREY, np.uint8)
+    if len(damaged):
+        places = np.unravel_index(np.asarray(damaged), value.shape)
+        picture[places[:2] if value.ndim > 1 else (0, places[0])] = RED
+    return picture
+
+
+def pack(sizes, width):
+    """Pack boxes in a strip `width` pixels wide, one after the other, each as far up as it goes, then as far left.
+
+    Parameters
+    ----------
+    sizes : list of (w, h)
+        None is wider than the strip.
+
+    Returns
+    -------
+    places : list of (x, y)
+    height : int
+    """
+    bottom, places = np.zeros(width, int), []  # bottom[x]: of what is packed so far
+    for w, h in sizes:
+        starts = [0, *(np.flatnonzero(np.diff(bottom)) + 1)]
+        y, x = min((bottom[x:x + w].max(), x) for x in starts if x + w <= width)
+        bottom[x:x + w] = y + h
+        places.append((int(x), int(y)))
+    return places, int(bottom.max())
+
+
+def pack_best(sizes, cost):
+    """As `pack`, in a strip of the width for which `cost(width, height)` of the whole is least. Returns places, width, height."""
+    widest, total = max(w for w, _ in sizes), sum(w for w, _ in sizes)
+    strips = sorted({min(int(widest * 1.05 ** k), total) for k in range(60)})
+    packed = [(places, max(x + w for (x, _), (w, _) in zip(places, sizes)), height)
+              for places, height in (pack(sizes, strip) for strip in strips)]
+    return min(packed, key=lambda p: cost(*p[1:]))
+
+
+class NetworkPicture:
+    """Picture of all tensors of a network, in blocks by part, that is redrawn tensor by tensor.
+
+    Elements take a pixel, or several in a small network, so that the picture fills a screen.
+
+    Parameters
+    ----------
+    shapes : dict of tuples by name
+        Of the tensors; scalars are not drawn. The part is the name up to its first dot.
+
+    Attributes
+    ----------
+    canvas : np.ndarray of uint8 (H, W)
+        Colours of `PALETTE`.
+    """
+
+    def __init__(self, shapes):
+        self.font = _font(26)
+        shapes = {name: (1, *shape) if len(shape) == 1 else shape[:2] for name, shape in shapes.items() if shape}
+        area = sum(h * w for h, w in shapes.values())
+        for self.zoom in (8, 6, 4, 3, 2, 1):
+            if self.zoom > 1 and area * self.zoom ** 2 > SCREEN[0] * SCREEN[1]:
+                continue
+            width, height = self._lay_out(shapes)
+            if width <= SCREEN[0] and height <= SCREEN[1]:
+                break
+        self.canvas = np.full((height, width), WHITE, np.uint8)
+        for part, (x, y) in self.labels.items():
+            self._write(part, x, y)
+
+    def _lay_out(self, shapes):
+        """Place the tensors: `self.places`, (x, y, horizontal and vertical pixels an element) by name. Returns the size of the whole."""
+        head, foot, gap = 36, 48, 6
+        pixels = {name: (max(self.zoom, -(-THIN // w)), max(self.zoom, -(-THIN // h))) for name, (h, w) in shapes.items()}
+        boxes = {name: (w * pixels[name][0] + gap, h * pixels[name][1] + gap) for name, (h, w) in shapes.items()}
+        parts = {}
+        for name in sorted(boxes, key=lambda name: -min(boxes[name])):  # those that are hard to place first: less room is lost
+            parts.setdefault(name.partition('.')[0], []).append(name)
+        packed = {part: pack_best([boxes[name] for name in names], lambda w, h: w + h) for part, names in parts.items()}
+        order = dict.fromkeys(name.partition('.')[0] for name in shapes)
+        sizes = [(max(packed[part][1], int(self.font.getlength(part))) + 4 * gap, packed[part][2] + head + gap) for part in order]
+        corners, width, height = pack_best(sizes, lambda w, h: max(w / SCREEN[0], (h + foot) / SCREEN[1]))
+        self.labels = {part: (x + 2 * gap, y + gap) for part, (x, y) in zip(order, corners)}
+        self.places = {name: (self.labels[part][0] + x, self.labels[part][1] + head + y, *pixels[name])
+                       for part, names in parts.items() for name, (x, y) in zip(names, packed[part][0])}
+        self.caption = 2 * gap, height + gap
+        return width, height + foot
+
+    def _write(self, text, x, y):
+        box = Image.new('L', (self.canvas.shape[1] - x, 36), WHITE)
+        ImageDraw.Draw(box).text((0, 0), text, 0, self.font)
+        width = int(self.font.getlength(text)) + 1
+        self.canvas[y:y + 36, x:x + width] = np.minimum(np.asarray(box), WHITE)[:, :width]
+
+    def draw(self, name, value, damaged=()):
+        """Draw a tensor anew (see `draw_tensor`); scalars are left out."""
+        if name in self.places:
+            x, y, across, down = self.places[name]
+            picture = draw_tensor(value, damaged).repeat(down, 0).repeat(across, 1)
+            self.canvas[y:y + picture.shape[0], x:x + picture.shape[1]] = picture
+
+    def save(self, path, caption):
+        """Write the picture as PNG, with a line of text below it."""
+        x, y = self.caption
+        self.canvas[y:] = WHITE
+        self._write(caption, x, y)
+        picture = Image.fromarray(self.canvas, 'P')
+        picture.putpalette(PALETTE.tobytes())
+        with replacing(path) as tmp:
+            picture.save(tmp, 'PNG', compress_level=3)
+
+    def video_frame(self, path):
+        """Frame uint8 (H, W, 3) for a video of a picture that `save` wrote: no larger than a screen, damage large enough to see."""
+        with Image.open(path) as file:
+            canvas = np.asarray(file)
+        H, W = canvas.shape
+        scale = min(1, SCREEN[0] / W, SCREEN[1] / H)
+        size = int(W * scale), int(H * scale)
+        red = canvas == RED
+        grey = Image.fromarray(np.where(red, MID_GREY, canvas)).resize(size, Image.Resampling.BOX)
+        frame = PALETTE[np.asarray(grey)]
+        y, x = (np.nonzero(red) * np.array([[size[1] / H], [size[0] / W]])).astype(int)
+        dot = 2 if self.zoom == 1 else 1
+        for dy in range(dot):
+            for dx in range(dot):
+                frame[(y + dy).clip(max=size[1] - 1), (x + dx).clip(max=size[0] - 1)] = PALETTE[RED]
+        return frame

@@ -42,11 +42,11 @@ def load_weights(model, path):
 
 # Random numbers
 
-STREAMS = {'train': 0, 'val': 1, 'test': 2}
+STREAMS = {'train': 0, 'val': 1, 'test': 2, 'damage': 3}
 
 
 def stream_rng(seed, stream, index):
-    """Random numbers of item `index` of a stream ('train', 'val' or 'test'): a function of the three alone.
+    """Random numbers of item `index` of a stream (one of `STREAMS`): a function of the three alone.
 
     Philox is counter-based: each key gives an independent sequence at no cost, so that item 10⁶ needs none before it.
 

@@ -1,0 +1,338 @@
+"""Damage the weights of a trained SRVP model more and more, and look at its predictions: `python damage.py --xp_dir RUN --data_dir DATA`;
+see --help and the README."""
+
+import contextlib
+import csv
+import math
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import pictures
+from args import DAMAGE_MODES, EXPERIMENTS, check_damage, damage_parser, load_config, resolve_lengths
+from data import load_clip, load_test
+from files import UserError, make_folder, replacing, run_script, sha256, write_json, write_npz
+from metrics import PSNR, SSIM
+from model import build_model
+from sampling import Futures, draw_noise, quantise
+from utils import describe, get_device, load_weights, stream_rng, to_video
+
+FRAME_RATE, NETWORK_RATE = 25, 5  # of the videos: predicted frames and iterations a second
+COLUMNS = ['run', 'iteration', 'damaged', 'share', 'psnr', 'ssim', 'psnr_intact', 'ssim_intact', 'weight_change']
+RESULTS = ['prediction.mp4', 'network.mp4', 'damage.csv', 'damage.png', 'damage.npz', 'damage.json']
+
+
+def resolve(argv=None):
+    """Options of the call and configuration of the model, checked; what was left out comes from the experiment, then the configuration."""
+    args = damage_parser().parse_args(argv)
+    config = load_config(args.xp_dir)
+    check_damage(args, config)
+    if args.experiment:
+        args.video, args.t_0, nt_gen, nt_cond = EXPERIMENTS[args.experiment]
+        args.nt_gen, args.nt_cond = args.nt_gen or nt_gen, args.nt_cond or nt_cond
+    resolve_lengths(args, config)
+    if args.video is None:
+        args.index = args.index or 0
+    else:
+        args.t_0 = args.t_0 or 0
+    args.out_dir = Path(args.out_dir or Path(args.xp_dir) / 'damage')
+    return args, config
+
+
+def get_clip(args, config):
+    """The clip that the options name: uint8 (nt_gen, 1, H, W, C)."""
+    if args.video is not None:
+        return load_clip(config, args.data_dir, args.video, args.t_0, args.nt_gen)[:, None]
+    testset = load_test(config, args.data_dir, args.nt_gen)
+    if args.index >= len(testset):
+        raise UserError(f'--index {args.index}: the test set has {len(testset)} videos; give at most {len(testset) - 1}')
+    return testset.videos([args.index])
+
+
+# What is damaged
+
+# One random choice of what to damage, and how
+DRAW = np.dtype([
+    ('entry', np.int64),       # among the entries that may be damaged
+    ('index', np.int64),       # of the element, flat, in C order; 0 of scalars
+    ('strength', np.float64),  # u of --mode
+    ('normal', np.float64),    # e of --mode, with standard deviation 1
+])
+
+
+def choose_entries(shapes, where):
+    """Names of the entries that may be damaged: `where` itself or below it, or all if it is None."""
+    names = [name for name in shapes if where is None or f'{name}.'.startswith(f'{where}.')]
+    if not any(shapes[name] for name in names):
+        parts = ', '.join(dict.fromkeys(name.partition('.')[0] for name in shapes))
+        raise UserError(f'--where {where}: {"these are scalars" if names else "no entry of the model is called so or lies below it"}; give a name '
+                        f'that entries start with, up to a dot; the parts are {parts}')
+    return names
+
+
+def draw_damage(shapes, args):
+    """Draw the damage of all runs: entries uniformly, their elements uniformly.
+
+    That before an iteration depends on the seed of the run and the number of the iteration only.
+
+    Parameters
+    ----------
+    shapes : list of tuples
+        Of the entries that may be damaged.
+
+    Returns
+    -------
+    np.ndarray of DRAW (n_runs, n_iterations - 1, n_damages)
+    """
+    draws = np.empty((args.n_runs, args.n_iterations - 1, args.n_damages), DRAW)
+    sizes = np.array([math.prod(shape) for shape in shapes])
+    for run, i in np.ndindex(draws.shape[:2]):
+        rng, d = stream_rng(args.seed + run, 'damage', i + 1), draws[run, i]
+        d['entry'] = rng.randint(len(sizes), size=len(d))
+        d['index'] = rng.random_sample(len(d)) * sizes[d['entry']]  # rounded towards 0
+        d['strength'] = rng.uniform(args.damage_low, args.damage_high, len(d))
+        d['normal'] = rng.standard_normal(len(d))
+    return draws
+
+
+def load_damage(path, shapes):
+    """Read an untrusted damage.npz: names of entries, mode and draws, which must fit a model of these shapes."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names, mode, draws = arrays['names'].tolist(), str(arrays['mode']), arrays['draws']
+    except FileNotFoundError:
+        raise UserError(f'--replay {path} does not exist; give the damage.npz of an earlier call') from None
+    except Exception as error:  # a cut or foreign file: numpy and zipfile raise several kinds
+        raise UserError(f'--replay {path} is not a damage.npz of an earlier call ({error}); give one') from None
+
+    def check(fits, what):
+        if not fits:
+            raise UserError(f'--replay {path}: {what}; give the damage.npz of an earlier call on a model with the same parts and sizes')
+    check(mode in DAMAGE_MODES, f'mode must be one of {", ".join(DAMAGE_MODES)}, found {mode!r}')
+    check(isinstance(names, list) and names and all(isinstance(name, str) for name in names), 'names must be a list of entries')
+    unknown = [name for name in names if name not in shapes]
+    check(not unknown, f'the model has no entry {", ".join(unknown[:1])}')
+    check(draws.dtype == DRAW and draws.ndim == 3 and draws.shape[0] and draws.shape[2],
+          f'draws must be (runs, iterations, damages) of {", ".join(DRAW.names)}, found {draws.shape} of {draws.dtype}')
+    check(((0 <= draws['entry']) & (draws['entry'] < len(names))).all(), f'entry must lie between 0 and {len(names) - 1}')
+    sizes = np.array([math.prod(shapes[name]) for name in names])
+    outside = draws[(draws['index'] < 0) | (draws['index'] >= sizes[draws['entry']])]
+    check(not len(outside), f'{len(outside)} elements lie outside their entry')
+    check(np.isfinite(draws['strength']).all() and np.isfinite(draws['normal']).all(), 'strength and normal must be numbers')
+    return names, mode, draws
+
+
+class Weights:
+    """Weights of a model, which damage changes in place, and their intact values.
+
+    Attributes
+    ----------
+    state : dict of tensors by name
+        The `state_dict`, whose memory is the model's.
+    hit : dict of sets of int by name
+        Flat indices of the elements damaged so far.
+    """
+
+    def __init__(self, model):
+        self.state = model.state_dict()
+        self.intact = {name: value.clone() for name, value in self.state.items()}
+        self.hit = {name: set() for name in self.state}
+
+    def restore(self):
+        """Undo all damage."""
+        for name, value in self.state.items():
+            value.copy_(self.intact[name])
+            self.hit[name].clear()
+
+    def damage(self, names, mode, draws):
+        """Damage elements, one after the other; returns the names of the entries that changed.
+
+        Parameters
+        ----------
+        names : list of str
+            Entries that `draws.entry` counts.
+        mode : str
+            See --mode.
+        draws : np.ndarray of DRAW (n_damages)
+        """
+        changed = set()
+        for entry, index, strength, normal in draws:
+            name = names[entry]
+            value = self.state[name]
+            if value.ndim == 0:  # a counter of batches, without effect in evaluation
+                continue
+            place = np.unravel_index(index, value.shape)
+            if mode == 'scale':
+                value[place] *= strength
+            elif mode == 'zero':
+                value[place] = 0
+            elif mode == 'sign':
+                value[place] *= -1
+            else:
+                value[place] += strength * normal * self.intact[name].std(correction=0).item()
+            self.hit[name].add(int(index))
+            changed.add(name)
+        return changed
+
+    @property
+    def n_hit(self):
+        """Number of elements damaged so far, each counted once."""
+        return sum(map(len, self.hit.values()))
+
+    def change(self):
+        """Euclidean norm of the change of all weights."""
+        total = 0.
+        for name, hit in self.hit.items():
+            if hit:
+                places = tuple(torch.from_numpy(i) for i in np.unravel_index(np.array(sorted(hit)), self.state[name].shape))
+                total += (self.state[name][places].double() - self.intact[name][places].double()).square().sum().item()
+        return math.sqrt(total)
+
+
+# Predictions
+
+def run_experiment(model, weights, x, names, mode, draws, args, run, bar):
+    """Predict the clip with more and more damage.
+
+    Parameters
+    ----------
+    x : tensor (nt_gen, 1, C, H, W)
+    draws : np.ndarray of DRAW (n_iterations - 1, n_damages)
+    run : int
+        From 0; added to the seed.
+
+    Yields
+    ------
+    row : dict
+        See `COLUMNS`.
+    frames : uint8 (nt, H, W, C)
+        Predicted frames; what is not a number is black.
+    changed : set of str
+        Entries that were damaged since the prediction before, all of them at the first one.
+    """
+    given, target = x[:args.nt_cond], x[args.nt_cond:]
+    scores = {'psnr': PSNR(), 'ssim': SSIM()}
+    truth = {name: score.prepare(target) for name, score in scores.items()}
+    size = sum(weights.state[name].numel() for name in names if weights.state[name].ndim)
+    weights.restore()
+    changed, intact = set(weights.state), None
+    for i in range(len(draws) + 1):
+        if i > 0:
+            changed = weights.damage(names, mode, draws[i - 1])
+        noise = draw_noise(model, args.seed + run, 'test', [i if args.fresh_noise else 0], 1, args.nt_gen)
+        future = Futures(model, given, len(target), noise, args.n_euler_steps)[0]
+        intact = intact or {name: score.prepare(future) for name, score in scores.items()}
+        row = {'run': run + 1, 'iteration': i + 1, 'damaged': weights.n_hit, 'share': weights.n_hit / size,
+               **{name: score(future, truth[name]).item() for name, score in scores.items()},
+               **{f'{name}_intact': score(future, intact[name]).item() for name, score in scores.items()}, 'weight_change': weights.change()}
+        bar.update()
+        bar.set_postfix(run=run + 1, damaged=row['damaged'], psnr=f'{row["psnr"]:.2f}')
+        yield row, quantise(future.nan_to_num(0))[:, 0].permute(0, 2, 3, 1).cpu().numpy(), changed
+
+
+def caption(row, n_iterations):
+    """Line of text that tells the strength of the damage."""
+    return (f'iteration {row["iteration"]} of {n_iterations}: {row["damaged"]:,} values damaged ({100 * row["share"]:.4g}%), '
+            f'weight change {row["weight_change"]:.3g}')
+
+
+# Results
+
+@contextlib.contextmanager
+def replacing_results(out_dir):
+    """Yield a folder for new results, which take the place of all earlier ones at the end."""
+    for killed in out_dir.glob('.damage.*.tmp'):
+        shutil.rmtree(killed)
+    tmp = out_dir / f'.damage.{os.getpid()}.tmp'
+    (tmp / 'network').mkdir(parents=True)
+    try:
+        yield tmp
+        for old in [*(out_dir / name for name in RESULTS), *out_dir.glob('network/[0-9][0-9][0-9][0-9][0-9].png')]:
+            old.unlink(missing_ok=True)
+        for new in [*tmp.glob('network/*'), *(tmp / name for name in RESULTS)]:
+            os.replace(new, out_dir / new.relative_to(tmp))
+    finally:
+        shutil.rmtree(tmp)
+
+
+def write_table(path, rows):
+    """Write damage.csv; what is not finite is spelled inf or nan."""
+    with replacing(path) as tmp, open(tmp, 'w', newline='') as f:
+        table = csv.DictWriter(f, COLUMNS)
+        table.writeheader()
+        table.writerows(rows)
+
+
+def write_videos(folder, truth, predictions, captions, network):
+    """Write both videos, of the predictions (lists of uint8 (nt, H, W, C)) and of the pictures of the network, iteration by iteration."""
+    def frames():
+        for predicted, text in zip(tqdm(predictions, 'prediction.mp4', unit='iteration', dynamic_ncols=True), captions):
+            for panels in zip(truth, predictions[0], predicted):
+                yield pictures.side_by_side(dict(zip(('truth', 'intact', 'damaged'), panels)), text)
+    pictures.write_video(folder / 'prediction.mp4', frames(), FRAME_RATE)
+    paths = tqdm(sorted(folder.glob('network/*.png')), 'network.mp4', unit='iteration', dynamic_ncols=True)
+    pictures.write_video(folder / 'network.mp4', map(network.video_frame, paths), NETWORK_RATE)
+
+
+def draw_curves(path, rows):
+    """Draw the columns of damage.csv against the iteration."""
+    table = {name: np.array([row[name] for row in rows], float).reshape(rows[-1]['run'], -1) for name in COLUMNS}
+    pictures.curves(path, 'iteration', table['iteration'][0], {
+        'PSNR (dB)': {'against the truth': table['psnr'], 'against the intact prediction': table['psnr_intact']},
+        'SSIM': {'against the truth': table['ssim'], 'against the intact prediction': table['ssim_intact']},
+        'damaged values': {'': table['damaged']}, 'norm of the change of the weights': {'': table['weight_change']}})
+
+
+def main(argv=None):
+    args, config = resolve(argv)
+    device = get_device(args.device)
+    torch.backends.cudnn.allow_tf32 = False  # scores in full float32
+    model = build_model(config)
+    load_weights(model, Path(args.xp_dir) / args.model_name)
+    model.to(device).eval().requires_grad_(False)
+    weights = Weights(model)
+    shapes = {name: tuple(value.shape) for name, value in weights.state.items()}
+    if args.replay:
+        names, mode, draws = load_damage(args.replay, shapes)
+    else:
+        names, mode = choose_entries(shapes, args.where), args.mode
+        draws = draw_damage([shapes[name] for name in names], args)
+    n_runs, n_iterations = draws.shape[0], draws.shape[1] + 1
+    clip = get_clip(args, config)
+    out_dir = make_folder(args.out_dir, '--out_dir')
+    make_folder(out_dir / 'network', '--out_dir')
+
+    what = f'{args.video} from frame {args.t_0}' if args.video is not None else f'video {args.index} of the test set'
+    print(f'damaging {args.model_name} on {describe(device)}: {what} of {config.dataset}, {args.nt_cond} frames given, '
+          f'{args.nt_gen - args.nt_cond} predicted, {n_iterations} iterations, {draws.shape[2]} damages each, mode {mode}, '
+          f'{len(names)} of {len(shapes)} entries, {n_runs} run{"s" * (n_runs > 1)}, seed {args.seed}', flush=True)
+    rows, predictions, captions = [], [], []
+    network = pictures.NetworkPicture(shapes)
+    with replacing_results(out_dir) as folder:
+        with tqdm(total=n_runs * n_iterations, unit='iteration', dynamic_ncols=True) as bar:
+            for run in range(n_runs):
+                for row, frames, changed in run_experiment(model, weights, to_video(torch.from_numpy(clip), device), names, mode, draws[run],
+                                                           args, run, bar):
+                    rows.append(row)
+                    if run == 0:
+                        predictions.append(frames)
+                        captions.append(caption(row, n_iterations))
+                        for name in changed:
+                            network.draw(name, weights.state[name], sorted(weights.hit[name]))
+                        network.save(folder / 'network' / f'{row["iteration"] - 1:05d}.png', captions[-1])
+        write_videos(folder, clip[args.nt_cond:, 0], predictions, captions, network)
+        write_table(folder / 'damage.csv', rows)
+        draw_curves(folder / 'damage.png', rows)
+        write_npz(folder / 'damage.npz', names=np.array(names), mode=mode, draws=draws)
+        write_json(folder / 'damage.json', {**{k: v for k, v in vars(args).items() if k not in ('out_dir', 'device')}, 'mode': mode,
+                                            'n_runs': n_runs, 'n_iterations': n_iterations, 'n_damages': draws.shape[2],
+                                            'dataset': config.dataset, 'checkpoint_sha256': sha256(Path(args.xp_dir) / args.model_name)})
+    print(f'results in {out_dir}: {", ".join(RESULTS)}, network/00000.png …')
+
+
+if __name__ == '__main__':
+    run_script(main)
