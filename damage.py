@@ -1,11 +1,7 @@
 """Damage the weights of a trained SRVP model more and more, and look at its predictions: `python damage.py --xp_dir RUN --data_dir DATA`;
 see --help and the README."""
 
-import contextlib
-import csv
 import math
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +11,14 @@ from tqdm import tqdm
 import pictures
 from args import DAMAGE_MODES, EXPERIMENTS, check_damage, damage_parser, load_config, resolve_lengths
 from data import load_clip, load_test
-from files import UserError, make_folder, replacing, run_script, sha256, write_json, write_npz
+from files import UserError, make_folder, replacing_results, run_script, sha256, write_csv, write_json, write_npz
 from metrics import PSNR, SSIM
 from model import build_model
 from sampling import Futures, draw_noise, quantise
 from utils import describe, get_device, load_weights, stream_rng, to_video
 
 FRAME_RATE, NETWORK_RATE = 25, 5  # of the videos: predicted frames and iterations a second
-COLUMNS = ['run', 'iteration', 'damaged', 'share', 'psnr', 'ssim', 'psnr_intact', 'ssim_intact', 'weight_change']
-RESULTS = ['prediction.mp4', 'network.mp4', 'damage.csv', 'damage.png', 'damage.npz', 'damage.json']
+RESULTS = ['prediction.mp4', 'network.mp4', 'damage.csv', 'damage.png', 'damage.npz', 'damage.json', 'network/[0-9][0-9][0-9][0-9][0-9].png']
 
 
 def resolve(argv=None):
@@ -195,8 +190,14 @@ class Weights:
 
 # Predictions
 
-def run_experiment(model, weights, x, names, mode, draws, args, run, bar):
-    """Predict the clip with more and more damage.
+def predict(model, x, seed, i, args):
+    """Future (nt, 1, C, H, W) of the clip (nt_gen, 1, C, H, W) in iteration i, from 0."""
+    noise = draw_noise(model, seed, 'test', [i if args.fresh_noise else 0], 1, args.nt_gen)
+    return Futures(model, x[:args.nt_cond], args.nt_gen - args.nt_cond, noise, args.n_euler_steps)[0]
+
+
+def run_experiment(model, weights, x, names, mode, draws, run, args):
+    """Predict a clip with more and more damage.
 
     Parameters
     ----------
@@ -208,67 +209,52 @@ def run_experiment(model, weights, x, names, mode, draws, args, run, bar):
     Yields
     ------
     row : dict
-        See `COLUMNS`.
-    frames : uint8 (nt, H, W, C)
-        Predicted frames; what is not a number is black.
+        Row of damage.csv.
+    frames : np.ndarray of uint8 (nt, H, W, C)
+        Predicted ones; what is not a number is black.
     changed : set of str
-        Entries that were damaged since the prediction before, all of them at the first one.
+        Entries to draw: all at first, then those damaged since the prediction before.
     """
-    given, target = x[:args.nt_cond], x[args.nt_cond:]
-    scores = {'psnr': PSNR(), 'ssim': SSIM()}
-    truth = {name: score.prepare(target) for name, score in scores.items()}
-    size = sum(weights.state[name].numel() for name in names if weights.state[name].ndim)
     weights.restore()
-    changed, intact = set(weights.state), None
+    size = sum(weights.state[name].numel() for name in names if weights.state[name].ndim)
+    scores, changed = {'psnr': PSNR(), 'ssim': SSIM()}, set(weights.state)
     for i in range(len(draws) + 1):
         if i > 0:
             changed = weights.damage(names, mode, draws[i - 1])
-        noise = draw_noise(model, args.seed + run, 'test', [i if args.fresh_noise else 0], 1, args.nt_gen)
-        future = Futures(model, given, len(target), noise, args.n_euler_steps)[0]
-        intact = intact or {name: score.prepare(future) for name, score in scores.items()}
+        future = predict(model, x, args.seed + run, i, args)
+        if i == 0:
+            targets = {'': x[args.nt_cond:], '_intact': future}
+            targets = {name + what: score.prepare(y) for what, y in targets.items() for name, score in scores.items()}
         row = {'run': run + 1, 'iteration': i + 1, 'damaged': weights.n_hit, 'share': weights.n_hit / size,
-               **{name: score(future, truth[name]).item() for name, score in scores.items()},
-               **{f'{name}_intact': score(future, intact[name]).item() for name, score in scores.items()}, 'weight_change': weights.change()}
-        bar.update()
-        bar.set_postfix(run=run + 1, damaged=row['damaged'], psnr=f'{row["psnr"]:.2f}')
+               **{name: scores[name.partition('_')[0]](future, target).item() for name, target in targets.items()},
+               'weight_change': weights.change()}
         yield row, quantise(future.nan_to_num(0))[:, 0].permute(0, 2, 3, 1).cpu().numpy(), changed
 
 
-def caption(row, n_iterations):
-    """Line of text that tells the strength of the damage."""
-    return (f'iteration {row["iteration"]} of {n_iterations}: {row["damaged"]:,} values damaged ({100 * row["share"]:.4g}%), '
-            f'weight change {row["weight_change"]:.3g}')
+def run_all(model, weights, clip, names, mode, draws, network, folder, args):
+    """Run all experiments and write the pictures of the network, of the first one. Returns the rows, and frames and captions of the first."""
+    x = to_video(torch.from_numpy(clip), next(iter(weights.state.values())).device)
+    rows, predictions, captions = [], [], []
+    with tqdm(total=draws.shape[0] * (draws.shape[1] + 1), unit='iteration', dynamic_ncols=True) as bar:
+        for run in range(len(draws)):
+            for row, frames, changed in run_experiment(model, weights, x, names, mode, draws[run], run, args):
+                rows.append(row)
+                if run == 0:
+                    predictions.append(frames)
+                    captions.append(f'iteration {row["iteration"]} of {draws.shape[1] + 1}: {row["damaged"]:,} values damaged '
+                                    f'({100 * row["share"]:.3g}%), weight change {row["weight_change"]:.3g}')
+                    for name in changed:
+                        network.draw(name, weights.state[name], sorted(weights.hit[name]))
+                    network.save(folder / 'network' / f'{row["iteration"] - 1:05d}.png', captions[-1])
+                bar.update()
+                bar.set_postfix(run=run + 1, damaged=row['damaged'], psnr=f'{row["psnr"]:.2f}')
+    return rows, predictions, captions
 
 
 # Results
 
-@contextlib.contextmanager
-def replacing_results(out_dir):
-    """Yield a folder for new results, which take the place of all earlier ones at the end."""
-    for killed in out_dir.glob('.damage.*.tmp'):
-        shutil.rmtree(killed)
-    tmp = out_dir / f'.damage.{os.getpid()}.tmp'
-    (tmp / 'network').mkdir(parents=True)
-    try:
-        yield tmp
-        for old in [*(out_dir / name for name in RESULTS), *out_dir.glob('network/[0-9][0-9][0-9][0-9][0-9].png')]:
-            old.unlink(missing_ok=True)
-        for new in [*tmp.glob('network/*'), *(tmp / name for name in RESULTS)]:
-            os.replace(new, out_dir / new.relative_to(tmp))
-    finally:
-        shutil.rmtree(tmp)
-
-
-def write_table(path, rows):
-    """Write damage.csv; what is not finite is spelled inf or nan."""
-    with replacing(path) as tmp, open(tmp, 'w', newline='') as f:
-        table = csv.DictWriter(f, COLUMNS)
-        table.writeheader()
-        table.writerows(rows)
-
-
 def write_videos(folder, truth, predictions, captions, network):
-    """Write both videos, of the predictions (lists of uint8 (nt, H, W, C)) and of the pictures of the network, iteration by iteration."""
+    """Write both videos, of predictions (list of uint8 (nt, H, W, C)) and of the pictures of the network, iteration by iteration."""
     def frames():
         for predicted, text in zip(tqdm(predictions, 'prediction.mp4', unit='iteration', dynamic_ncols=True), captions):
             for panels in zip(truth, predictions[0], predicted):
@@ -280,58 +266,47 @@ def write_videos(folder, truth, predictions, captions, network):
 
 def draw_curves(path, rows):
     """Draw the columns of damage.csv against the iteration."""
-    table = {name: np.array([row[name] for row in rows], float).reshape(rows[-1]['run'], -1) for name in COLUMNS}
+    table = {name: np.array([row[name] for row in rows], float).reshape(rows[-1]['run'], -1) for name in rows[0]}  # (n_runs, n_iterations)
     pictures.curves(path, 'iteration', table['iteration'][0], {
         'PSNR (dB)': {'against the truth': table['psnr'], 'against the intact prediction': table['psnr_intact']},
         'SSIM': {'against the truth': table['ssim'], 'against the intact prediction': table['ssim_intact']},
-        'damaged values': {'': table['damaged']}, 'norm of the change of the weights': {'': table['weight_change']}})
+        'damaged values': {f'{100 * table["share"][:, -1].mean():.3g}% at the end': table['damaged']},
+        'norm of the change of the weights': {'': table['weight_change']}})
 
 
 def main(argv=None):
     args, config = resolve(argv)
     device = get_device(args.device)
     torch.backends.cudnn.allow_tf32 = False  # scores in full float32
+    path = Path(args.xp_dir) / args.model_name
     model = build_model(config)
-    load_weights(model, Path(args.xp_dir) / args.model_name)
-    model.to(device).eval().requires_grad_(False)
-    weights = Weights(model)
+    load_weights(model, path)
+    weights = Weights(model.to(device).eval().requires_grad_(False))
     shapes = {name: tuple(value.shape) for name, value in weights.state.items()}
     if args.replay:
-        names, mode, draws = load_damage(args.replay, shapes)
+        names, args.mode, draws = load_damage(args.replay, shapes)
     else:
-        names, mode = choose_entries(shapes, args.where), args.mode
+        names = choose_entries(shapes, args.where)
         draws = draw_damage([shapes[name] for name in names], args)
-    n_runs, n_iterations = draws.shape[0], draws.shape[1] + 1
+    args.n_runs, args.n_iterations, args.n_damages = draws.shape[0], draws.shape[1] + 1, draws.shape[2]
     clip = get_clip(args, config)
-    out_dir = make_folder(args.out_dir, '--out_dir')
-    make_folder(out_dir / 'network', '--out_dir')
+    make_folder(args.out_dir / 'network', '--out_dir')
 
     what = f'{args.video} from frame {args.t_0}' if args.video is not None else f'video {args.index} of the test set'
-    print(f'damaging {args.model_name} on {describe(device)}: {what} of {config.dataset}, {args.nt_cond} frames given, '
-          f'{args.nt_gen - args.nt_cond} predicted, {n_iterations} iterations, {draws.shape[2]} damages each, mode {mode}, '
-          f'{len(names)} of {len(shapes)} entries, {n_runs} run{"s" * (n_runs > 1)}, seed {args.seed}', flush=True)
-    rows, predictions, captions = [], [], []
-    network = pictures.NetworkPicture(shapes)
-    with replacing_results(out_dir) as folder:
-        with tqdm(total=n_runs * n_iterations, unit='iteration', dynamic_ncols=True) as bar:
-            for run in range(n_runs):
-                for row, frames, changed in run_experiment(model, weights, to_video(torch.from_numpy(clip), device), names, mode, draws[run],
-                                                           args, run, bar):
-                    rows.append(row)
-                    if run == 0:
-                        predictions.append(frames)
-                        captions.append(caption(row, n_iterations))
-                        for name in changed:
-                            network.draw(name, weights.state[name], sorted(weights.hit[name]))
-                        network.save(folder / 'network' / f'{row["iteration"] - 1:05d}.png', captions[-1])
+    print(f'damaging {args.model_name} on {describe(device)}: {what} of {config.dataset}, {args.nt_cond} frames given, {args.nt_gen - args.nt_cond} '
+          f'predicted, {args.n_iterations} iterations of {args.n_damages} damages, mode {args.mode}, {len(names)} of {len(shapes)} entries, '
+          f'{args.n_runs} run{"s" * (args.n_runs > 1)}, seed {args.seed}', flush=True)
+    with replacing_results(args.out_dir, RESULTS) as folder:
+        (folder / 'network').mkdir()
+        network = pictures.NetworkPicture(shapes)
+        rows, predictions, captions = run_all(model, weights, clip, names, args.mode, draws, network, folder, args)
         write_videos(folder, clip[args.nt_cond:, 0], predictions, captions, network)
-        write_table(folder / 'damage.csv', rows)
+        write_csv(folder / 'damage.csv', rows)
         draw_curves(folder / 'damage.png', rows)
-        write_npz(folder / 'damage.npz', names=np.array(names), mode=mode, draws=draws)
-        write_json(folder / 'damage.json', {**{k: v for k, v in vars(args).items() if k not in ('out_dir', 'device')}, 'mode': mode,
-                                            'n_runs': n_runs, 'n_iterations': n_iterations, 'n_damages': draws.shape[2],
-                                            'dataset': config.dataset, 'checkpoint_sha256': sha256(Path(args.xp_dir) / args.model_name)})
-    print(f'results in {out_dir}: {", ".join(RESULTS)}, network/00000.png …')
+        write_npz(folder / 'damage.npz', names=np.array(names), mode=args.mode, draws=draws)
+        write_json(folder / 'damage.json', {**{k: v for k, v in vars(args).items() if k not in ('out_dir', 'device')},
+                                            'dataset': config.dataset, 'checkpoint_sha256': sha256(path)})
+    print(f'results in {args.out_dir}: {", ".join(RESULTS[:-1])}, network/00000.png …')
 
 
 if __name__ == '__main__':

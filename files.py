@@ -1,9 +1,11 @@
 """Errors and files: what every script needs, without PyTorch (a script that imports TensorFlow must not)."""
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -45,6 +47,24 @@ def replacing(path):
         tmp.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing_results(folder, patterns):
+    """Yield a temporary folder in `folder` for new files, which replace at the end all of those that match `patterns`: results never mix."""
+    for killed in folder.glob('.results.*.tmp'):
+        shutil.rmtree(killed)
+    tmp = folder / f'.results.{os.getpid()}.tmp'
+    tmp.mkdir()
+    try:
+        yield tmp
+        for old in [path for pattern in patterns for path in folder.glob(pattern)]:
+            old.unlink()
+        for new in [path for path in tmp.rglob('*') if path.is_file()]:
+            (folder / new.relative_to(tmp)).parent.mkdir(exist_ok=True)
+            os.replace(new, folder / new.relative_to(tmp))
+    finally:
+        shutil.rmtree(tmp)
+
+
 def make_folder(path, option):
     """Create the folder that `option` names, if it is not there, and return its path."""
     try:
@@ -73,6 +93,14 @@ def read_json(path):
     if not isinstance(value, dict):
         raise UserError(f'{path} must hold one JSON object, found {type(value).__name__}')
     return value
+
+
+def write_csv(path, rows):
+    """Write rows, dictionaries with the same keys, as a table with a head."""
+    with replacing(path) as tmp, open(tmp, 'w', newline='') as f:
+        table = csv.DictWriter(f, rows[0].keys())
+        table.writeheader()
+        table.writerows(rows)
 
 
 def write_npz(path, **arrays):

@@ -5,6 +5,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from files import replacing
@@ -15,8 +16,9 @@ COLUMNS = 12                   # frames in a strip
 BACKGROUND, INK = (255, 255, 255), (0, 0, 0)
 SCREEN = 1920, 1200            # largest size of a video of a network
 THIN = 6                       # tensors with a side of fewer pixels are drawn thicker
-WHITE, MID_GREY, RED = 254, 127, 255
-PALETTE = np.array([[round(i * 255 / WHITE)] * 3 for i in range(WHITE + 1)] + [[255, 0, 0]], np.uint8)  # of pictures of networks
+# Colours of pictures of networks: greys from 0 to WHITE, a background that is none of them, and the red of damage
+WHITE, MID_GREY, PAPER, RED = 253, 127, 254, 255
+PALETTE = np.array([[round(i * 255 / WHITE)] * 3 for i in range(WHITE + 1)] + [[206, 222, 240], [255, 0, 0]], np.uint8)
 GIVEN, PREDICTED = (31, 119, 180), (214, 39, 40)  # colours of what was given to the model and what it predicted
 
 
@@ -158,6 +160,7 @@ def curves(path, xlabel, x, panels):
             axes.plot(x, mean, '.-', label=name, markersize=4)
             axes.fill_between(x, mean - std, mean + std, alpha=0.25, linewidth=0)
         axes.set(xlabel=xlabel, ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if any(lines):
             axes.legend()
@@ -255,7 +258,7 @@ class NetworkPicture:
             width, height = self._lay_out(shapes)
             if width <= SCREEN[0] and height <= SCREEN[1]:
                 break
-        self.canvas = np.full((height, width), WHITE, np.uint8)
+        self.canvas = np.full((height, width), PAPER, np.uint8)
         for part, (x, y) in self.labels.items():
             self._write(part, x, y)
 
@@ -278,10 +281,10 @@ class NetworkPicture:
         return width, height + foot
 
     def _write(self, text, x, y):
-        box = Image.new('L', (self.canvas.shape[1] - x, 36), WHITE)
+        box = Image.new('L', (int(self.font.getlength(text)) + 1, 36), PAPER)
         ImageDraw.Draw(box).text((0, 0), text, 0, self.font)
-        width = int(self.font.getlength(text)) + 1
-        self.canvas[y:y + 36, x:x + width] = np.minimum(np.asarray(box), WHITE)[:, :width]
+        below = self.canvas[y:y + 36, x:x + box.width]
+        below[:] = np.asarray(box)[:, :below.shape[1]]
 
     def draw(self, name, value, damaged=()):
         """Draw a tensor anew (see `draw_tensor`); scalars are left out."""
@@ -293,7 +296,7 @@ class NetworkPicture:
     def save(self, path, caption):
         """Write the picture as PNG, with a line of text below it."""
         x, y = self.caption
-        self.canvas[y:] = WHITE
+        self.canvas[y:] = PAPER
         self._write(caption, x, y)
         picture = Image.fromarray(self.canvas, 'P')
         picture.putpalette(PALETTE.tobytes())
