@@ -30,16 +30,13 @@ def resolve(argv=None):
         args.video, args.t_0, nt_gen, nt_cond = EXPERIMENTS[args.experiment]
         args.nt_gen, args.nt_cond = args.nt_gen or nt_gen, args.nt_cond or nt_cond
     resolve_lengths(args, config)
-    if args.video is None:
-        args.index = args.index or 0
-    else:
-        args.t_0 = args.t_0 or 0
-    args.out_dir = Path(args.out_dir or Path(args.xp_dir) / 'damage')
+    args.index, args.t_0 = (args.index or 0, None) if args.video is None else (None, args.t_0 or 0)
+    args.out_dir = Path(args.out_dir or f'{args.xp_dir}/damage')
     return args, config
 
 
 def get_clip(args, config):
-    """The clip that the options name: uint8 (nt_gen, 1, H, W, C)."""
+    """Clip that the options name: uint8 (nt_gen, 1, H, W, C)."""
     if args.video is not None:
         return load_clip(config, args.data_dir, args.video, args.t_0, args.nt_gen)[:, None]
     testset = load_test(config, args.data_dir, args.nt_gen)
@@ -70,9 +67,7 @@ def choose_entries(shapes, where):
 
 
 def draw_damage(shapes, args):
-    """Draw the damage of all runs: entries uniformly, their elements uniformly.
-
-    That before an iteration depends on the seed of the run and the number of the iteration only.
+    """Draw the damage of all runs: entries uniformly, their elements uniformly; a function of the run's seed and the iteration alone.
 
     Parameters
     ----------
@@ -99,24 +94,22 @@ def load_damage(path, shapes):
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names, mode, draws = arrays['names'].tolist(), str(arrays['mode']), arrays['draws']
-    except FileNotFoundError:
-        raise UserError(f'--replay {path} does not exist; give the damage.npz of an earlier call') from None
-    except Exception as error:  # a cut or foreign file: numpy and zipfile raise several kinds
-        raise UserError(f'--replay {path} is not a damage.npz of an earlier call ({error}); give one') from None
+    except Exception as error:  # no file, a cut or a foreign one: numpy and zipfile raise several kinds
+        raise UserError(f'--replay {path} cannot be read as the damage.npz of an earlier call ({error}); give one') from None
 
     def check(fits, what):
         if not fits:
             raise UserError(f'--replay {path}: {what}; give the damage.npz of an earlier call on a model with the same parts and sizes')
     check(mode in DAMAGE_MODES, f'mode must be one of {", ".join(DAMAGE_MODES)}, found {mode!r}')
-    check(isinstance(names, list) and names and all(isinstance(name, str) for name in names), 'names must be a list of entries')
+    check(isinstance(names, list) and all(isinstance(name, str) for name in names), 'names must be a list of entries')
     unknown = [name for name in names if name not in shapes]
-    check(not unknown, f'the model has no entry {", ".join(unknown[:1])}')
+    check(not unknown, f'the model has no entry {"".join(unknown[:1])}')
+    check(any(shapes[name] for name in names), 'names has no entry but scalars')
     check(draws.dtype == DRAW and draws.ndim == 3 and draws.shape[0] and draws.shape[2],
           f'draws must be (runs, iterations, damages) of {", ".join(DRAW.names)}, found {draws.shape} of {draws.dtype}')
     check(((0 <= draws['entry']) & (draws['entry'] < len(names))).all(), f'entry must lie between 0 and {len(names) - 1}')
     sizes = np.array([math.prod(shapes[name]) for name in names])
-    outside = draws[(draws['index'] < 0) | (draws['index'] >= sizes[draws['entry']])]
-    check(not len(outside), f'{len(outside)} elements lie outside their entry')
+    check(((0 <= draws['index']) & (draws['index'] < sizes[draws['entry']])).all(), 'index lies outside its entry')
     check(np.isfinite(draws['strength']).all() and np.isfinite(draws['normal']).all(), 'strength and normal must be numbers')
     return names, mode, draws
 
@@ -161,14 +154,9 @@ class Weights:
             if value.ndim == 0:  # a counter of batches, without effect in evaluation
                 continue
             place = np.unravel_index(index, value.shape)
-            if mode == 'scale':
-                value[place] *= strength
-            elif mode == 'zero':
-                value[place] = 0
-            elif mode == 'sign':
-                value[place] *= -1
-            else:
-                value[place] += strength * normal * self.intact[name].std(correction=0).item()
+            v, std = value[place].item(), self.intact[name].std(correction=0).item() if mode == 'noise' else 0.
+            v = {'scale': strength * v, 'zero': 0., 'noise': v + strength * normal * std, 'sign': -v}[mode]
+            value[place] = torch.tensor(v, dtype=torch.float64)  # beyond float32, infinite
             self.hit[name].add(int(index))
             changed.add(name)
         return changed
@@ -196,7 +184,7 @@ def predict(model, x, seed, i, args):
     return Futures(model, x[:args.nt_cond], args.nt_gen - args.nt_cond, noise, args.n_euler_steps)[0]
 
 
-def run_experiment(model, weights, x, names, mode, draws, run, args):
+def run_experiment(model, weights, x, names, draws, run, args):
     """Predict a clip with more and more damage.
 
     Parameters
@@ -220,7 +208,7 @@ def run_experiment(model, weights, x, names, mode, draws, run, args):
     scores, changed = {'psnr': PSNR(), 'ssim': SSIM()}, set(weights.state)
     for i in range(len(draws) + 1):
         if i > 0:
-            changed = weights.damage(names, mode, draws[i - 1])
+            changed = weights.damage(names, args.mode, draws[i - 1])
         future = predict(model, x, args.seed + run, i, args)
         if i == 0:
             targets = {'': x[args.nt_cond:], '_intact': future}
@@ -231,17 +219,16 @@ def run_experiment(model, weights, x, names, mode, draws, run, args):
         yield row, quantise(future.nan_to_num(0))[:, 0].permute(0, 2, 3, 1).cpu().numpy(), changed
 
 
-def run_all(model, weights, clip, names, mode, draws, network, folder, args):
+def run_all(model, weights, clip, names, draws, network, folder, args):
     """Run all experiments and write the pictures of the network, of the first one. Returns the rows, and frames and captions of the first."""
-    x = to_video(torch.from_numpy(clip), next(iter(weights.state.values())).device)
-    rows, predictions, captions = [], [], []
-    with tqdm(total=draws.shape[0] * (draws.shape[1] + 1), unit='iteration', dynamic_ncols=True) as bar:
-        for run in range(len(draws)):
-            for row, frames, changed in run_experiment(model, weights, x, names, mode, draws[run], run, args):
+    x, rows, predictions, captions = to_video(torch.from_numpy(clip), get_device(args.device)), [], [], []
+    with tqdm(total=args.n_runs * args.n_iterations, unit='iteration', dynamic_ncols=True) as bar:
+        for run in range(args.n_runs):
+            for row, frames, changed in run_experiment(model, weights, x, names, draws[run], run, args):
                 rows.append(row)
                 if run == 0:
                     predictions.append(frames)
-                    captions.append(f'iteration {row["iteration"]} of {draws.shape[1] + 1}: {row["damaged"]:,} values damaged '
+                    captions.append(f'iteration {row["iteration"]} of {args.n_iterations}: {row["damaged"]:,} values damaged '
                                     f'({100 * row["share"]:.3g}%), weight change {row["weight_change"]:.3g}')
                     for name in changed:
                         network.draw(name, weights.state[name], sorted(weights.hit[name]))
@@ -299,7 +286,7 @@ def main(argv=None):
     with replacing_results(args.out_dir, RESULTS) as folder:
         (folder / 'network').mkdir()
         network = pictures.NetworkPicture(shapes)
-        rows, predictions, captions = run_all(model, weights, clip, names, args.mode, draws, network, folder, args)
+        rows, predictions, captions = run_all(model, weights, clip, names, draws, network, folder, args)
         write_videos(folder, clip[args.nt_cond:, 0], predictions, captions, network)
         write_csv(folder / 'damage.csv', rows)
         draw_curves(folder / 'damage.png', rows)

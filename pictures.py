@@ -232,10 +232,18 @@ def pack_best(sizes, cost):
     return min(packed, key=lambda p: cost(*p[1:]))
 
 
+def _paint(picture, y, x, colour, reach):
+    """Colour the pixels (y, x) and those around them, as many steps to either side as `reach` says, in place."""
+    for dy in reach:
+        for dx in reach:
+            picture[(y + dy).clip(0, len(picture) - 1), (x + dx).clip(0, picture.shape[1] - 1)] = colour
+
+
 class NetworkPicture:
     """Picture of all tensors of a network, in blocks by part, that is redrawn tensor by tensor.
 
-    Elements take a pixel, or several in a small network, so that the picture fills a screen.
+    Elements take a pixel, or several in a small network, so that the picture fills a screen. Where they take a single one, a damaged element
+    also colours its neighbours: it would not be seen otherwise.
 
     Parameters
     ----------
@@ -290,7 +298,10 @@ class NetworkPicture:
         """Draw a tensor anew (see `draw_tensor`); scalars are left out."""
         if name in self.places:
             x, y, across, down = self.places[name]
-            picture = draw_tensor(value, damaged).repeat(down, 0).repeat(across, 1)
+            picture = draw_tensor(value, damaged)
+            if across == down == 1:
+                _paint(picture, *np.nonzero(picture == RED), RED, (-1, 0, 1))
+            picture = picture.repeat(down, 0).repeat(across, 1)
             self.canvas[y:y + picture.shape[0], x:x + picture.shape[1]] = picture
 
     def save(self, path, caption):
@@ -314,8 +325,5 @@ class NetworkPicture:
         grey = Image.fromarray(np.where(red, MID_GREY, canvas)).resize(size, Image.Resampling.BOX)
         frame = PALETTE[np.asarray(grey)]
         y, x = (np.nonzero(red) * np.array([[size[1] / H], [size[0] / W]])).astype(int)
-        dot = 2 if self.zoom == 1 else 1
-        for dy in range(dot):
-            for dx in range(dot):
-                frame[(y + dy).clip(max=size[1] - 1), (x + dx).clip(max=size[0] - 1)] = PALETTE[RED]
+        _paint(frame, y, x, PALETTE[RED], (0, 1) if scale < 1 else (0,))
         return frame
