@@ -3,6 +3,8 @@
 import difflib
 from pathlib import Path
 
+import numpy as np
+
 from data import bair, folder, human, kth, mmnist
 from data.clips import check_videos
 from data.video import find_video
@@ -55,4 +57,4 @@ def load_clip(config, data_dir, name, t_0, nt):
         raise UserError(f'{video.path} has {len(video)} frames, but the clip covers {span} from frame {t_0} on; '
                         + (f'give a first frame (--t_0) of at most {len(video) - span}' if span <= len(video) else 'give a smaller --nt_gen'))
     check_videos([video], config.nx, config.nc, span)
-    return video.clip(t_0, nt, step)[..., :config.nc]
+    return np.array(video.clip(t_0, nt, step)[..., :config.nc])  # not the file's memory map
