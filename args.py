@@ -375,7 +375,7 @@ def damage_parser():
     clip.add_argument('--experiment', type=int, choices=list(EXPERIMENTS), help='published experiment on KTH: ' + '; '.join(
         f'{i}: {e.video} from frame {e.t_0}, --nt_gen {e.nt_gen} --nt_cond {e.nt_cond}' for i, e in EXPERIMENTS.items()))
     clip.add_argument('--video', metavar='CLASS/NAME', help='converted video, by its path below the folder of converted videos, such as '
-                                                            'running/person01_running_d4 of KTH')
+                                                            'running/person01_running_d4 of KTH or test/<name> of folder')
     clip.add_argument('--index', type=index, metavar='I', help='video of the test set, from 0; 0 if no clip is named')
     g.add_argument('--t_0', type=index, metavar='N', help='first frame of --video, from 0; 0 if absent')
     g.add_argument('--nt_cond', type=count, help='given frames; as trained if absent')
@@ -395,7 +395,8 @@ def damage_parser():
     g.add_argument('--where', metavar='PREFIX', help='damage only entries of this name or below it: dynamics, decoder.conv.0 …; all if absent')
     g.add_argument('--n_runs', type=count, default=1, help='experiments, of seeds --seed, --seed + 1 …: curves show mean and standard deviation; '
                                                            'videos and pictures of the network come from the first')
-    g.add_argument('--fresh_noise', action='store_true', help='new noise for each prediction; else what changes is the damage alone')
+    g.add_argument('--fresh_noise', action='store_true',
+                   help='new noise for each prediction, the intact one being that of the first; else what changes is the damage alone')
     g.add_argument('--seed', type=seed, default=1, help='of damage and noise; with --replay of the noise only')
     g.add_argument('--replay', metavar='FILE', help='damage.npz of an earlier call, whose damage is repeated')
 

@@ -286,7 +286,7 @@ class NetworkPicture:
         self.places = {name: (self.labels[part][0] + x, self.labels[part][1] + head + y, *pixels[name])
                        for part, names in parts.items() for name, (x, y) in zip(names, packed[part][0])}
         self.caption = 2 * gap, height + gap
-        return width, height + foot
+        return max(width, 1000), height + foot  # room for a line of text
 
     def _write(self, text, x, y):
         box = Image.new('L', (int(self.font.getlength(text)) + 1, 36), PAPER)
@@ -309,7 +309,7 @@ class NetworkPicture:
         x, y = self.caption
         self.canvas[y:] = PAPER
         self._write(caption, x, y)
-        picture = Image.fromarray(self.canvas, 'P')
+        picture = Image.fromarray(self.canvas)
         picture.putpalette(PALETTE.tobytes())
         with replacing(path) as tmp:
             picture.save(tmp, 'PNG', compress_level=3)
@@ -322,7 +322,7 @@ class NetworkPicture:
         scale = min(1, SCREEN[0] / W, SCREEN[1] / H)
         size = int(W * scale), int(H * scale)
         red = canvas == RED
-        grey = Image.fromarray(np.where(red, MID_GREY, canvas)).resize(size, Image.Resampling.BOX)
+        grey = Image.fromarray(np.where(red, np.uint8(MID_GREY), canvas)).resize(size, Image.Resampling.BOX)
         frame = PALETTE[np.asarray(grey)]
         y, x = (np.nonzero(red) * np.array([[size[1] / H], [size[0] / W]])).astype(int)
         _paint(frame, y, x, PALETTE[RED], (0, 1) if scale < 1 else (0,))

@@ -420,7 +420,8 @@ def test_index_names_the_video_of_the_test_set(run_dir, data_dir):
     np.testing.assert_array_equal(damage.get_clip(args, config), load_test(config, data_dir, 6).videos([3]))
 
 
-@pytest.mark.parametrize('dataset, name, step', [('human', 'train/S1-Walking 1.54138969', 8), ('bair', 'processed_data/test/traj/002', 1), ('folder', 'val/a.mp4', 1)])
+@pytest.mark.parametrize('dataset, name, step', [
+    ('human', 'train/S1-Walking 1.54138969', 8), ('bair', 'processed_data/test/traj/002', 1), ('folder', 'val/a.mp4', 1)])
 def test_clips_of_other_datasets(dataset, name, step, tmp_path):
     video = np.random.RandomState(0).randint(0, 256, (40, 64, 64, 3)).astype(np.uint8)
     (tmp_path / name).parent.mkdir(parents=True)
