@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import fcntl
 import hashlib
 import json
 import os
@@ -50,9 +51,14 @@ def replacing(path):
 @contextlib.contextmanager
 def replacing_results(folder, patterns):
     """Yield a temporary folder in `folder` for new files, which replace at the end all of those that match `patterns`: results never mix."""
-    for killed in folder.glob('.results.*.tmp'):
-        shutil.rmtree(killed)
-    tmp = folder / f'.results.{os.getpid()}.tmp'
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise UserError(f'another call is writing its results to {folder}; wait until it has ended, or give another --out_dir') from None
+    tmp = folder / '.results.tmp'
+    shutil.rmtree(tmp, ignore_errors=True)  # left behind by a run that was killed
     tmp.mkdir()
     try:
         yield tmp
@@ -63,6 +69,7 @@ def replacing_results(folder, patterns):
             os.replace(new, folder / new.relative_to(tmp))
     finally:
         shutil.rmtree(tmp)
+        os.close(handle)
 
 
 def make_folder(path, option):

@@ -19,7 +19,7 @@ from args import EXPERIMENTS, config_dict, load_config, parse_train
 from conftest import ROOT, TINY
 from data import load_clip, load_test
 from damage import DRAW, Weights, choose_entries, draw_damage
-from files import UserError
+from files import UserError, replacing_results
 from metrics.frame import psnr, ssim
 from model import build_model
 from sampling import Futures, draw_noise, quantise
@@ -296,7 +296,7 @@ def test_same_seed_and_replay_repeat_bit_for_bit(out_dir, run_dir, data_dir, tmp
 
 def test_results_replace_all_of_an_earlier_run_and_nothing_else(run_dir, data_dir, tmp_path):
     run(run_dir, data_dir, tmp_path)
-    for name in ('notes.txt', 'network/mine.png', '.results.77.tmp/network/00000.png'):  # the last one of a killed run
+    for name in ('notes.txt', 'network/mine.png', '.results.tmp/network/00000.png'):  # the last one of a killed run
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text('x')
     found = run(run_dir, data_dir, tmp_path, '--n_iterations', 2)
@@ -314,6 +314,14 @@ def test_interrupted_run_leaves_the_earlier_results(out_dir, run_dir, data_dir, 
     with pytest.raises(KeyboardInterrupt):
         run(run_dir, data_dir, tmp_path, '--seed', 5)
     assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
+
+
+def test_runs_to_one_folder_wait_for_each_other(run_dir, data_dir, tmp_path):
+    with replacing_results(tmp_path, []):
+        with pytest.raises(UserError, match=f'another call is writing its results to {tmp_path}; wait'):
+            run(run_dir, data_dir, tmp_path)
+        assert (tmp_path / '.results.tmp').is_dir()
+    assert len(run(run_dir, data_dir, tmp_path, '--n_iterations', 1)['run']) == 1
 
 
 def test_fresh_noise_changes_predictions_beyond_the_first(out_dir, run_dir, data_dir, tmp_path):
