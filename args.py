@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import configargparse
 import yaml
@@ -21,6 +22,7 @@ ARCHITECTURES = ['dcgan', 'vgg']
 DIGIT_SOURCES = ['mnist', 'mnist5k']
 METRICS = ['psnr', 'ssim', 'lpips']
 FVD_BACKENDS = ['torch', 'tfhub']
+DAMAGE_MODES = ['scale', 'zero', 'noise', 'sign']
 
 # What visualize.py draws, the extensions of its files, and those of the files written without --out
 VISUALS = {
@@ -479,3 +481,79 @@ def load_config(xp_dir):
     if config.seq_len_test is None:
         config.seq_len_test = config.seq_len
     return config
+
+
+class Experiment(NamedTuple):
+    """A published experiment of damage, on a KTH model: its clip."""
+    video: str
+    t_0: int      # first frame, from 0
+    nt_gen: int   # frames, given ones included
+    nt_cond: int = 10
+
+
+EXPERIMENTS = {1: Experiment('running/person01_running_d4', 315, 50),
+               2: Experiment('walking/person01_walking_d2', 182, 130),
+               3: Experiment('handclapping/person08_handclapping_d4', 14, 31)}
+
+
+def damage_parser():
+    """Parser of `damage.py`."""
+    parser = Parser('Predict one clip again and again while the weights of the model decay.')
+    g = parser.add_argument_group('Model and clip')
+    g.add_argument('--xp_dir', required=True, help='folder of the trained model: config.json and the weights')
+    g.add_argument('--data_dir', required=True, help='folder of the dataset')
+    g.add_argument('--model_name', default='model.pt', help='weights, in --xp_dir')
+    clip = g.add_mutually_exclusive_group()
+    clip.add_argument('--experiment', type=int, choices=list(EXPERIMENTS), help='published experiment on KTH: ' + '; '.join(
+        f'{i}: {e.video} from frame {e.t_0}, --nt_gen {e.nt_gen} --nt_cond {e.nt_cond}' for i, e in EXPERIMENTS.items()))
+    clip.add_argument('--video', metavar='CLASS/NAME', help='converted video, by its path below the folder of converted videos, such as '
+                                                            'running/person01_running_d4 of KTH or test/<name> of folder')
+    clip.add_argument('--index', type=index, metavar='I', help='video of the test set, from 0; 0 if no clip is named')
+    g.add_argument('--t_0', type=index, metavar='N', help='first frame of --video, from 0; 0 if absent')
+    g.add_argument('--nt_cond', type=count, help='given frames; as trained if absent')
+    g.add_argument('--nt_gen', type=count, help='frames, given ones included; as trained (seq_len_test) if absent')
+    g.add_argument('--n_euler_steps', type=count, help='Euler steps a predicted frame; as trained if absent')
+
+    g = parser.add_argument_group('Damage')
+    g.add_argument('--n_iterations', type=number(int, 1, 100_000), default=100, help='predictions; the first is that of the intact model')
+    g.add_argument('--n_damages', type=number(int, 1, 1_000_000), default=100,
+                   help='draws before each further iteration: an entry of the state_dict, then an element of it, each uniformly; '
+                        'an entry that is a scalar leaves its draw without effect')
+    g.add_argument('--mode', choices=DAMAGE_MODES, default='scale',
+                   help='what becomes of the element v. With u uniform in [--damage_low, --damage_high], scale: u v; zero: 0; noise: v + u e, '
+                        'e normal with the standard deviation of the intact tensor; sign: -v. The same seed hits the same elements in all modes')
+    g.add_argument('--damage_low', type=number(float), default=0., help='least u of scale and noise')
+    g.add_argument('--damage_high', type=number(float), default=1., help='greatest u of scale and noise')
+    g.add_argument('--where', metavar='PREFIX', help='damage only entries of this name or below it: dynamics, decoder.conv.0 …; all if absent')
+    g.add_argument('--n_runs', type=count, default=1, help='experiments, of seeds --seed, --seed + 1 …: curves show mean and standard deviation; '
+                                                           'videos and pictures of the network come from the first')
+    g.add_argument('--fresh_noise', action='store_true',
+                   help='new noise for each prediction, the intact one being that of the first; else what changes is the damage alone')
+    g.add_argument('--seed', type=seed, default=1, help='of damage and noise; with --replay of the noise only')
+    g.add_argument('--replay', metavar='FILE', help='damage.npz of an earlier call, whose damage is repeated')
+
+    g = parser.add_argument_group('Run')
+    add_device_option(g)
+    g.add_argument('--out_dir', help='where results go, instead of earlier ones; the folder damage of --xp_dir if absent')
+    return parser
+
+
+def check_damage(args, config):
+    """Stop at options of `damage.py` that contradict each other or the model's configuration."""
+    a = args
+    defaults = damage_parser().get_default
+    given = {name for name in ('n_iterations', 'n_damages', 'mode', 'damage_low', 'damage_high', 'where', 'n_runs')
+             if getattr(a, name) != defaults(name)}
+    if a.replay and given:
+        raise UserError(f'--{sorted(given)[0]} and --replay: the damage comes from the file; leave one of them out')
+    if a.mode in ('zero', 'sign') and given & {'damage_low', 'damage_high'}:
+        raise UserError(f'--damage_low and --damage_high have no meaning in --mode {a.mode}; leave them out, or give --mode scale or noise')
+    if not float('-inf') < a.damage_low <= a.damage_high:
+        raise UserError(f'--damage_low {a.damage_low} must be a number of at most --damage_high {a.damage_high}')
+    if a.t_0 is not None and a.video is None:
+        raise UserError(f'--t_0 {a.t_0} needs --video, of which it is the first frame')
+    if a.experiment and config.dataset != 'kth':
+        raise UserError(f'--experiment {a.experiment} is one of KTH, but the model was trained on {config.dataset}; name a clip by --index '
+                        'or --video')
+    if a.video and config.dataset == 'smmnist':
+        raise UserError(f'--video {a.video}: the videos of smmnist are no files; name one of the test set by --index')

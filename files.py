@@ -1,9 +1,11 @@
 """Errors and files: what every script needs, without PyTorch (a script that imports TensorFlow must not)."""
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -45,6 +47,39 @@ def replacing(path):
         tmp.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def locked(folder, otherwise):
+    """Context of the only process that works in a folder; in any other one, a UserError with the sentence `otherwise`."""
+    import fcntl  # of Linux and macOS; what needs no lock works elsewhere too
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(otherwise) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def replacing_results(folder, patterns):
+    """Yield a temporary folder in `folder` for new files, which replace at the end all of those that match `patterns`: results never mix."""
+    with locked(folder, f'another call is writing its results to {folder}; wait until it has ended, or give another --out_dir'):
+        tmp = folder / '.results.tmp'
+        shutil.rmtree(tmp, ignore_errors=True)  # left behind by a run that was killed
+        tmp.mkdir()
+        try:
+            yield tmp
+            for old in [path for pattern in patterns for path in folder.glob(pattern)]:
+                old.unlink()
+            for new in [path for path in tmp.rglob('*') if path.is_file()]:
+                (folder / new.relative_to(tmp)).parent.mkdir(exist_ok=True)
+                os.replace(new, folder / new.relative_to(tmp))
+        finally:
+            shutil.rmtree(tmp)
+
+
 def make_folder(path, option):
     """Create the folder that `option` names, if it is not there, and return its path."""
     try:
@@ -73,6 +108,14 @@ def read_json(path):
     if not isinstance(value, dict):
         raise UserError(f'{path} must hold one JSON object, found {type(value).__name__}')
     return value
+
+
+def write_csv(path, rows):
+    """Write rows, dictionaries with the same keys, as a table with a head."""
+    with replacing(path) as tmp, open(tmp, 'w', newline='') as f:
+        table = csv.DictWriter(f, rows[0].keys())
+        table.writeheader()
+        table.writerows(rows)
 
 
 def write_npz(path, **arrays):

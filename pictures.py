@@ -21,10 +21,10 @@ def _font(columns=0):
     return ImageFont.load_default(min(max(15, 2 * columns + 2), 22))
 
 
-def _enlarge(frame):
+def _enlarge(frame, scale=SCALE):
     """uint8 (H, W, C) of 1 or 3 channels -> RGB picture, enlarged."""
     picture = Image.fromarray(np.repeat(frame, 3, 2) if frame.shape[2] == 1 else frame)
-    return picture.resize((frame.shape[1] * SCALE, frame.shape[0] * SCALE), Image.Resampling.NEAREST)
+    return picture.resize((frame.shape[1] * scale, frame.shape[0] * scale), Image.Resampling.NEAREST)
 
 
 def _to_palette(frame):
@@ -253,3 +253,48 @@ def plane(y, times, share, size=800):
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB'), [tuple(round(255 * c) for c in colour) for colour in palette]
+
+
+def side_by_side(frames, caption, scale=4):
+    """Frames uint8 (H, W, C) by name, their names above and a line of text below: uint8 (H', W', 3)."""
+    font = _font()
+    H, W = next(iter(frames.values())).shape[:2]
+    w, top, bottom = W * scale + 2 * GAP, 28, 28
+    canvas = Image.new('RGB', (len(frames) * w, top + H * scale + bottom), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for i, (name, frame) in enumerate(frames.items()):
+        draw.text((i * w + w // 2, top // 2), name, INK, font, anchor='mm')
+        canvas.paste(_enlarge(frame, scale), (i * w + GAP, top))
+    draw.text((GAP, canvas.height - bottom // 2), caption, INK, font, anchor='lm')
+    return np.asarray(canvas)
+
+
+def curves(path, xlabel, x, panels):
+    """Draw curves, of several runs their mean and a band of a standard deviation on either side. Values that are not finite are left out.
+
+    Parameters
+    ----------
+    path : path
+        PNG file.
+    xlabel : str
+    x : array (N)
+    panels : dict of dicts of arrays (runs, N)
+        By the label of their axis, then by their name in its legend.
+    """
+    from matplotlib.figure import Figure  # takes as long to import as PyTorch, and few need it
+    from matplotlib.ticker import MaxNLocator
+    figure = Figure(figsize=(11, 3.5 * -(-len(panels) // 2)), layout='constrained')
+    for i, (label, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(-(-len(panels) // 2), 2, i + 1)
+        for name, values in lines.items():
+            values = np.ma.masked_invalid(values)
+            mean, std = values.mean(0), values.std(0)
+            axes.plot(x, mean, '.-', label=name, markersize=4)
+            axes.fill_between(x, mean - std, mean + std, alpha=0.25, linewidth=0)
+        axes.set(xlabel=xlabel, ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if any(lines):
+            axes.legend()
+    with replacing(path) as tmp:
+        figure.savefig(tmp, format='png', dpi=120)

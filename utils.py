@@ -42,13 +42,13 @@ def load_weights(model, path):
 
 # Random numbers
 
-STREAMS = {'train': 0, 'val': 1, 'test': 2, 'noise': 3}
+STREAMS = {'train': 0, 'val': 1, 'test': 2, 'noise': 3, 'damage': 4}
 
 
 def stream_rng(seed, stream, index):
     """Random numbers of item `index` of a stream: a function of the three alone.
 
-    The streams are the videos of 'train', 'val' and 'test', and the 'noise' of each training step.
+    The streams are the videos of 'train', 'val' and 'test', the 'noise' of each training step, and the 'damage' of each run (`damage.py`).
 
     Philox is counter-based: each key gives an independent sequence at no cost, so that item 10⁶ needs none before it.
 

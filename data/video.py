@@ -120,8 +120,19 @@ def find_videos(folder):
             paths.setdefault(path.name, path)
         elif path.suffix == '.npy' or path.suffix == '.npz' and path.stem not in paths:
             paths[path.stem] = path
-    opened = {'.npy': ArrayVideo, '.npz': NpzVideo}
+    return {name: _open(path) for name, path in paths.items()}
+
+
+def _open(path):
     try:
-        return {name: PngVideo(path) if path.is_dir() else opened[path.suffix](path) for name, path in paths.items()}
+        return PngVideo(path) if path.is_dir() else {'.npy': ArrayVideo, '.npz': NpzVideo}[path.suffix](path)
     except OSError as error:
         raise UserError(f'{error.filename} cannot be read ({error.strerror}); remove or convert it again') from None
+
+
+def find_video(folder, name):
+    """The video of this name in a folder, in any layout, as `find_videos` finds it, without opening the others; None if there is none."""
+    for path in (folder / f'{name}.npy', folder / name, folder / f'{name}.npz'):
+        if path.is_dir() if path.name == name else path.exists():
+            return _open(path)
+    return None

@@ -1,7 +1,6 @@
 """What all converters share: decoding by ffmpeg, writing whole videos or nothing, running all cores, a summary."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from files import UserError, read_json, replacing, write_json
+from files import UserError, locked, read_json, replacing, write_json
 
 
 class Unreadable(Exception):
@@ -160,12 +159,7 @@ def follow_parent():
 def _converting(folder, options):
     """Lock the folder that conversions go to, and remember their options there: other ones would give a mixture."""
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f'another conversion to {folder} is running; wait until it has ended') from None
+    with locked(folder, f'another conversion to {folder} is running; wait until it has ended'):
         path = folder / 'conversion.json'
         before = read_json(path) if path.exists() else options
         for key in options.keys() & before.keys():
@@ -174,8 +168,7 @@ def _converting(folder, options):
                                 f'converted videos and {path}')
         write_json(path, options)
         yield
-    finally:
-        os.close(handle)
+
 
 
 def run_jobs(jobs, executor, options, unit='video'):

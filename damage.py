@@ -1,0 +1,301 @@
+"""Damage the weights of a trained SRVP model more and more, and look at its predictions: `python damage.py --xp_dir RUN --data_dir DATA`;
+see --help and the README."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import pictures
+from args import DAMAGE_MODES, EXPERIMENTS, check_damage, complete, damage_parser, load_config
+from data import load_clip, load_test
+from files import UserError, make_folder, replacing_results, run_script, sha256, write_csv, write_json, write_npz
+from metrics import PSNR, SSIM
+from model import build_model
+from network_picture import NetworkPicture
+from sampling import Futures, draw_noise, quantise
+from utils import describe, get_device, load_weights, stream_rng, to_video
+
+FRAME_RATE, NETWORK_RATE = 25, 5  # of the videos: predicted frames and iterations a second
+RESULTS = ['prediction.mp4', 'network.mp4', 'damage.csv', 'damage.png', 'damage.npz', 'damage.json', 'network/[0-9][0-9][0-9][0-9][0-9].png']
+
+
+def resolve(argv=None):
+    """Options of the call and configuration of the model, checked; what was left out comes from the experiment, then the configuration."""
+    args = damage_parser().parse_args(argv)
+    config = load_config(args.xp_dir)
+    check_damage(args, config)
+    if args.experiment:
+        args.video, args.t_0, nt_gen, nt_cond = EXPERIMENTS[args.experiment]
+        args.nt_gen, args.nt_cond = args.nt_gen or nt_gen, args.nt_cond or nt_cond
+    complete(args, config)
+    args.index, args.t_0 = (args.index or 0, None) if args.video is None else (None, args.t_0 or 0)
+    args.out_dir = Path(args.out_dir or f'{args.xp_dir}/damage')
+    return args, config
+
+
+def get_clip(args, config):
+    """Clip that the options name: uint8 (nt_gen, 1, H, W, C)."""
+    if args.video is not None:
+        return load_clip(config, args.data_dir, args.video, args.t_0, args.nt_gen)[:, None]
+    testset = load_test(config, args.data_dir, args.nt_gen)
+    if args.index >= len(testset):
+        raise UserError(f'--index {args.index}: the test set has {len(testset)} videos; give at most {len(testset) - 1}')
+    return testset.videos([args.index])
+
+
+# What is damaged
+
+# One random choice of what to damage, and how
+DRAW = np.dtype([
+    ('entry', np.int64),       # among the entries that may be damaged
+    ('index', np.int64),       # of the element, flat, in C order; 0 of scalars
+    ('strength', np.float64),  # u of --mode
+    ('normal', np.float64),    # e of --mode, with standard deviation 1
+])
+
+
+def choose_entries(shapes, where):
+    """Names of the entries that may be damaged: `where` itself or below it, or all if it is None."""
+    names = [name for name in shapes if where is None or f'{name}.'.startswith(f'{where}.')]
+    if not any(shapes[name] for name in names):
+        parts = ', '.join(dict.fromkeys(name.partition('.')[0] for name in shapes))
+        raise UserError(f'--where {where}: {"these are scalars" if names else "no entry of the model is called so or lies below it"}; give a name '
+                        f'that entries start with, up to a dot; the parts are {parts}')
+    return names
+
+
+def draw_damage(shapes, args):
+    """Draw the damage of all runs: entries uniformly, their elements uniformly; a function of the run's seed and the iteration alone.
+
+    Parameters
+    ----------
+    shapes : list of tuples
+        Of the entries that may be damaged.
+
+    Returns
+    -------
+    np.ndarray of DRAW (n_runs, n_iterations - 1, n_damages)
+    """
+    draws = np.empty((args.n_runs, args.n_iterations - 1, args.n_damages), DRAW)
+    sizes = np.array([math.prod(shape) for shape in shapes])
+    for run, i in np.ndindex(draws.shape[:2]):
+        rng, d = stream_rng(args.seed + run, 'damage', i + 1), draws[run, i]
+        d['entry'] = rng.randint(len(sizes), size=len(d))
+        d['index'] = rng.random_sample(len(d)) * sizes[d['entry']]  # rounded towards 0
+        d['strength'] = rng.uniform(args.damage_low, args.damage_high, len(d))
+        d['normal'] = rng.standard_normal(len(d))
+    return draws
+
+
+def load_damage(path, shapes):
+    """Read an untrusted damage.npz: names of entries, mode and draws, which must fit a model of these shapes."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names, mode, draws = arrays['names'].tolist(), str(arrays['mode']), arrays['draws']
+    except Exception as error:  # no file, a cut or a foreign one: numpy and zipfile raise several kinds
+        raise UserError(f'--replay {path} cannot be read as the damage.npz of an earlier call ({error}); give one') from None
+
+    def check(fits, what):
+        if not fits:
+            raise UserError(f'--replay {path}: {what}; give the damage.npz of an earlier call on a model with the same parts and sizes')
+    check(mode in DAMAGE_MODES, f'mode must be one of {", ".join(DAMAGE_MODES)}, found {mode!r}')
+    check(isinstance(names, list) and all(isinstance(name, str) for name in names), 'names must be a list of entries')
+    unknown = [name for name in names if name not in shapes]
+    check(not unknown, f'the model has no entry {"".join(unknown[:1])}')
+    check(any(shapes[name] for name in names), 'names has no entry but scalars')
+    check(draws.dtype == DRAW and draws.ndim == 3 and draws.shape[0] and draws.shape[2],
+          f'draws must be (runs, iterations, damages) of {", ".join(DRAW.names)}, found {draws.shape} of {draws.dtype}')
+    check(((0 <= draws['entry']) & (draws['entry'] < len(names))).all(), f'entry must lie between 0 and {len(names) - 1}')
+    sizes = np.array([math.prod(shapes[name]) for name in names])
+    check(((0 <= draws['index']) & (draws['index'] < sizes[draws['entry']])).all(), 'index lies outside its entry')
+    check(np.isfinite(draws['strength']).all() and np.isfinite(draws['normal']).all(), 'strength and normal must be numbers')
+    return names, mode, draws
+
+
+class Weights:
+    """Weights of a model, which damage changes in place, and their intact values.
+
+    Attributes
+    ----------
+    state : dict of tensors by name
+        The `state_dict`, whose memory is the model's.
+    hit : dict of sets of int by name
+        Flat indices of the elements damaged so far.
+    """
+
+    def __init__(self, model):
+        self.state = model.state_dict()
+        self.intact = {name: value.clone() for name, value in self.state.items()}
+        self.hit = {name: set() for name in self.state}
+
+    def restore(self):
+        """Undo all damage."""
+        for name, value in self.state.items():
+            value.copy_(self.intact[name])
+            self.hit[name].clear()
+
+    def damage(self, names, mode, draws):
+        """Damage elements, one after the other; returns the names of the entries that changed.
+
+        Parameters
+        ----------
+        names : list of str
+            Entries that `draws.entry` counts.
+        mode : str
+            See --mode.
+        draws : np.ndarray of DRAW (n_damages)
+        """
+        changed = set()
+        for entry, index, strength, normal in draws:
+            name = names[entry]
+            value = self.state[name]
+            if value.ndim == 0:  # a counter of batches, without effect in evaluation
+                continue
+            place = np.unravel_index(index, value.shape)
+            v, std = value[place].item(), self.intact[name].std(correction=0).item() if mode == 'noise' else 0.
+            v = {'scale': strength * v, 'zero': 0., 'noise': v + strength * normal * std, 'sign': -v}[mode]
+            value[place] = torch.tensor(v, dtype=torch.float64)  # beyond float32, infinite
+            self.hit[name].add(int(index))
+            changed.add(name)
+        return changed
+
+    @property
+    def n_hit(self):
+        """Number of elements damaged so far, each counted once."""
+        return sum(map(len, self.hit.values()))
+
+    def change(self):
+        """Euclidean norm of the change of all weights."""
+        total = 0.
+        for name, hit in self.hit.items():
+            if hit:
+                places = tuple(torch.from_numpy(i) for i in np.unravel_index(np.array(sorted(hit)), self.state[name].shape))
+                total += (self.state[name][places].double() - self.intact[name][places].double()).square().sum().item()
+        return math.sqrt(total)
+
+
+# Predictions
+
+def predict(model, x, seed, i, args):
+    """Future (nt, 1, C, H, W) of the clip (nt_gen, 1, C, H, W) in iteration i, from 0."""
+    noise = draw_noise(model, seed, 'test', [i if args.fresh_noise else 0], 1, args.nt_gen)
+    return Futures(model, x[:args.nt_cond], args.nt_gen - args.nt_cond, noise, args.n_euler_steps)[0]
+
+
+def run_experiment(model, weights, x, names, draws, run, args):
+    """Predict a clip with more and more damage.
+
+    Parameters
+    ----------
+    x : tensor (nt_gen, 1, C, H, W)
+    draws : np.ndarray of DRAW (n_iterations - 1, n_damages)
+    run : int
+        From 0; added to the seed.
+
+    Yields
+    ------
+    row : dict
+        Row of damage.csv.
+    frames : np.ndarray of uint8 (nt, H, W, C)
+        Predicted ones; what is not a number is black.
+    changed : set of str
+        Entries to draw: all at first, then those damaged since the prediction before.
+    """
+    weights.restore()
+    size = sum(weights.state[name].numel() for name in names if weights.state[name].ndim)
+    scores, changed = {'psnr': PSNR(), 'ssim': SSIM()}, set(weights.state)
+    for i in range(len(draws) + 1):
+        if i > 0:
+            changed = weights.damage(names, args.mode, draws[i - 1])
+        future = predict(model, x, args.seed + run, i, args)
+        if i == 0:
+            targets = {'': x[args.nt_cond:], '_intact': future}
+            targets = {name + what: score.prepare(y) for what, y in targets.items() for name, score in scores.items()}
+        row = {'run': run + 1, 'iteration': i + 1, 'damaged': weights.n_hit, 'share': weights.n_hit / size,
+               **{name: scores[name.partition('_')[0]](future, target).item() for name, target in targets.items()},
+               'weight_change': weights.change()}
+        yield row, quantise(future.nan_to_num(0))[:, 0].permute(0, 2, 3, 1).cpu().numpy(), changed
+
+
+def run_all(model, weights, clip, names, draws, network, folder, args):
+    """Run all experiments and write the pictures of the network, of the first one. Returns the rows, and frames and captions of the first."""
+    x, rows, predictions, captions = to_video(torch.from_numpy(clip), get_device(args.device)), [], [], []
+    with tqdm(total=args.n_runs * args.n_iterations, unit='iteration', dynamic_ncols=True) as bar:
+        for run in range(args.n_runs):
+            for row, frames, changed in run_experiment(model, weights, x, names, draws[run], run, args):
+                rows.append(row)
+                if run == 0:
+                    predictions.append(frames)
+                    captions.append(f'iteration {row["iteration"]} of {args.n_iterations}: {row["damaged"]:,} values damaged '
+                                    f'({100 * row["share"]:.3g}%), weight change {row["weight_change"]:.3g}')
+                    for name in changed:
+                        network.draw(name, weights.state[name], sorted(weights.hit[name]))
+                    network.save(folder / 'network' / f'{row["iteration"] - 1:05d}.png', captions[-1])
+                bar.update()
+                bar.set_postfix(run=run + 1, damaged=row['damaged'], psnr=f'{row["psnr"]:.2f}')
+    return rows, predictions, captions
+
+
+# Results
+
+def write_videos(folder, truth, predictions, captions, network):
+    """Write both videos, of predictions (list of uint8 (nt, H, W, C)) and of the pictures of the network, iteration by iteration."""
+    def frames():
+        for predicted, text in zip(tqdm(predictions, 'prediction.mp4', unit='iteration', dynamic_ncols=True), captions):
+            for panels in zip(truth, predictions[0], predicted):
+                yield pictures.side_by_side(dict(zip(('truth', 'intact', 'damaged'), panels)), text)
+    pictures.write_video(folder / 'prediction.mp4', frames(), FRAME_RATE)
+    paths = tqdm(sorted(folder.glob('network/*.png')), 'network.mp4', unit='iteration', dynamic_ncols=True)
+    pictures.write_video(folder / 'network.mp4', map(network.video_frame, paths), NETWORK_RATE)
+
+
+def draw_curves(path, rows):
+    """Draw the columns of damage.csv against the iteration."""
+    table = {name: np.array([row[name] for row in rows], float).reshape(rows[-1]['run'], -1) for name in rows[0]}  # (n_runs, n_iterations)
+    pictures.curves(path, 'iteration', table['iteration'][0], {
+        'PSNR (dB)': {'against the truth': table['psnr'], 'against the intact prediction': table['psnr_intact']},
+        'SSIM': {'against the truth': table['ssim'], 'against the intact prediction': table['ssim_intact']},
+        'damaged values': {f'{100 * table["share"][:, -1].mean():.3g}% at the end': table['damaged']},
+        'norm of the change of the weights': {'': table['weight_change']}})
+
+
+def main(argv=None):
+    args, config = resolve(argv)
+    device = get_device(args.device)
+    torch.backends.cudnn.allow_tf32 = False  # scores in full float32
+    path = Path(args.xp_dir) / args.model_name
+    model = build_model(config)
+    load_weights(model, path)
+    weights = Weights(model.to(device).eval().requires_grad_(False))
+    shapes = {name: tuple(value.shape) for name, value in weights.state.items()}
+    if args.replay:
+        names, args.mode, draws = load_damage(args.replay, shapes)
+    else:
+        names = choose_entries(shapes, args.where)
+        draws = draw_damage([shapes[name] for name in names], args)
+    args.n_runs, args.n_iterations, args.n_damages = draws.shape[0], draws.shape[1] + 1, draws.shape[2]
+    clip = get_clip(args, config)
+    make_folder(args.out_dir / 'network', '--out_dir')
+
+    what = f'{args.video} from frame {args.t_0}' if args.video is not None else f'video {args.index} of the test set'
+    print(f'damaging {args.model_name} on {describe(device)}: {what} of {config.dataset}, {args.nt_cond} frames given, {args.nt_gen - args.nt_cond} '
+          f'predicted, {args.n_iterations} iterations of {args.n_damages} damages, mode {args.mode}, {len(names)} of {len(shapes)} entries, '
+          f'{args.n_runs} run{"s" * (args.n_runs > 1)}, seed {args.seed}', flush=True)
+    with replacing_results(args.out_dir, RESULTS) as folder:
+        (folder / 'network').mkdir()
+        network = NetworkPicture(shapes)
+        rows, predictions, captions = run_all(model, weights, clip, names, draws, network, folder, args)
+        write_videos(folder, clip[args.nt_cond:, 0], predictions, captions, network)
+        write_csv(folder / 'damage.csv', rows)
+        draw_curves(folder / 'damage.png', rows)
+        write_npz(folder / 'damage.npz', names=np.array(names), mode=args.mode, draws=draws)
+        write_json(folder / 'damage.json', {**{k: v for k, v in vars(args).items() if k not in ('out_dir', 'device')},
+                                            'dataset': config.dataset, 'checkpoint_sha256': sha256(path)})
+    print(f'results in {args.out_dir}: {", ".join(RESULTS[:-1])}, network/00000.png …')
+
+
+if __name__ == '__main__':
+    run_script(main)

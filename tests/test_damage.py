@@ -1,0 +1,539 @@
+"""`damage.py`: what is damaged and how, pictures of the network by their pixels, scores, clips, replay, errors."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import damage
+import network_picture
+import pictures
+from args import EXPERIMENTS, config_dict, load_config, parse_train
+from conftest import ROOT, TINY
+from data import load_clip, load_test
+from damage import DRAW, Weights, choose_entries, draw_damage
+from files import UserError, replacing_results
+from metrics.frame import psnr, ssim
+from model import build_model
+from sampling import Futures, draw_noise, quantise
+from utils import load_weights, to_video
+
+OPTIONS = ['--nt_gen', '6', '--n_iterations', '4', '--n_damages', '30']
+RESULTS = {'prediction.mp4', 'network.mp4', 'network', 'damage.csv', 'damage.png', 'damage.npz', 'damage.json'}
+
+
+def run(xp_dir, data_dir, out_dir, *more):
+    damage.main(['--xp_dir', str(xp_dir), '--data_dir', str(data_dir), '--out_dir', str(out_dir), *OPTIONS, *map(str, more)])
+    return table(out_dir)
+
+
+def table(folder):
+    """Columns of damage.csv by name."""
+    with open(folder / 'damage.csv', newline='') as f:
+        rows = list(csv.DictReader(f))
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+
+
+def read_video(path):
+    video = imageio_ffmpeg.read_frames(str(path))
+    width, height = next(video)['size']
+    return np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in video])
+
+
+def read_picture(path):
+    with Image.open(path) as picture:
+        assert picture.mode == 'P'
+        return np.asarray(picture)
+
+
+def arguments(**changes):
+    return SimpleNamespace(**{**dict(seed=1, n_runs=1, n_iterations=3, n_damages=50, damage_low=0., damage_high=1.), **changes})
+
+
+@pytest.fixture(scope='module')
+def out_dir(run_dir, data_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('damage') / 'out'
+    run(run_dir, data_dir, folder)
+    return folder
+
+
+@pytest.fixture
+def model(run_dir):
+    model = build_model(load_config(run_dir)).eval().requires_grad_(False)
+    load_weights(model, run_dir / 'model.pt')
+    return model
+
+
+@pytest.fixture(scope='session')
+def kth_run(tmp_path_factory):
+    """Untrained tiny model of KTH, and converted videos that the experiments name: their frames tell their number."""
+    xp_dir, data_dir = tmp_path_factory.mktemp('kth_run'), tmp_path_factory.mktemp('kth_data')
+    config = parse_train(['--preset', 'kth', *TINY[6:], '--nt_inf', '3', '--nt_cond', '10', '--seq_len', '12', '--seq_len_test', '14', '--no-skipco',
+                          '--data_dir', 'd', '--save_path', 's'])
+    (xp_dir / 'config.json').write_text(json.dumps(config_dict(config)))
+    torch.manual_seed(0)
+    torch.save(build_model(config).state_dict(), xp_dir / 'model.pt')
+    for experiment, length in zip(EXPERIMENTS.values(), (365, 312, 45)):
+        path = data_dir / 'processed_64' / f'{experiment.video}.npy'
+        path.parent.mkdir(parents=True)
+        np.save(path, np.broadcast_to((np.arange(length) % 251).astype(np.uint8)[:, None, None], (length, 64, 64)))
+    return xp_dir, data_dir
+
+
+# What is damaged
+
+def test_entries_are_drawn_uniformly_and_so_are_their_elements():
+    shapes = [(2,), (50, 40), (), (8,)]
+    draws = draw_damage(shapes, arguments(n_damages=20000, damage_low=0.5, damage_high=2.))[0, 1]
+    counts = np.bincount(draws['entry'], minlength=4)
+    assert abs(counts - 5000).max() < 5 * math.sqrt(20000 * 3 / 16)  # small and large alike, scalars too
+    for entry, shape in enumerate(shapes):
+        found = np.bincount(draws['index'][draws['entry'] == entry], minlength=math.prod(shape))
+        expected = counts[entry] / math.prod(shape)
+        assert len(found) == math.prod(shape) and ((found - expected) ** 2 / expected).sum() < len(found) + 6 * math.sqrt(2 * len(found))
+    assert draws['strength'].min() == pytest.approx(0.5, abs=1e-3) and draws['strength'].max() == pytest.approx(2, abs=1e-3)
+    assert draws['strength'].mean() == pytest.approx(1.25, abs=0.02) and draws['normal'].std() == pytest.approx(1, abs=0.02)
+
+
+def test_damage_is_a_function_of_seed_and_iteration():
+    shapes = [(4, 3), (7,)]
+    draws = draw_damage(shapes, arguments(n_runs=2, n_iterations=5))
+    assert draws.shape == (2, 4, 50)
+    np.testing.assert_array_equal(draws[:1, :2], draw_damage(shapes, arguments(n_iterations=3)))
+    np.testing.assert_array_equal(draws[1:], draw_damage(shapes, arguments(seed=2, n_iterations=5)))
+    assert (draws[0] != draws[1]).any() and (draws[0, 0] != draws[0, 1]).any()
+
+
+def draw(*choices):
+    return np.array(list(choices), DRAW)
+
+
+def test_scale_damages_in_place_and_accumulates(model):
+    weights = Weights(model)
+    intact = {k: v.clone() for k, v in model.state_dict().items()}
+    names = ['encoder.conv.1.0.weight', 'q_z.bias', 'encoder.conv.1.1.num_batches_tracked']
+    shape = intact[names[0]].shape
+    assert shape == (4, 2, 4, 4)
+    place = 2, 1, 3, 0
+    flat = int(np.ravel_multi_index(place, shape))
+    changed = weights.damage(names, 'scale', draw((0, flat, 0.5, 9), (2, 0, 0, 0), (1, 3, 0.25, 9), (0, flat, 0.5, 9)))
+    assert changed == {'encoder.conv.1.0.weight', 'q_z.bias'}
+    expected = {k: v.clone() for k, v in intact.items()}
+    expected['encoder.conv.1.0.weight'][place] *= 0.25
+    expected['q_z.bias'][3] *= 0.25
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    assert weights.n_hit == 2 and weights.hit['encoder.conv.1.0.weight'] == {flat} and not weights.hit[names[2]]  # a scalar: no effect
+    direct = sum(((expected[k].double() - intact[k].double()) ** 2).sum() for k in intact)
+    assert direct > 0 and weights.change() == pytest.approx(math.sqrt(direct), rel=1e-12)
+    weights.restore()
+    assert all(torch.equal(value, intact[name]) for name, value in model.state_dict().items()) and weights.n_hit == weights.change() == 0
+
+
+@pytest.mark.parametrize('mode, expected', [
+    ('scale', lambda v, std: 0.5 * v), ('zero', lambda v, std: 0), ('noise', lambda v, std: v + 0.5 * -2 * std), ('sign', lambda v, std: -v)])
+def test_modes(model, mode, expected):
+    weights = Weights(model)
+    value = model.state_dict()['q_z.weight']
+    before = value.numpy().astype(np.float64)
+    weights.damage(['q_z.weight'], mode, draw((0, 11, 0.5, -2)))
+    after = value.numpy().astype(np.float64)
+    assert after[1, 3] == pytest.approx(expected(before[1, 3], before.std()), rel=1e-6) and after[1, 3] != before[1, 3]
+    after[1, 3] = before[1, 3]
+    np.testing.assert_array_equal(after, before)
+
+
+def test_values_beyond_float32_are_infinite(model):
+    weights = Weights(model)
+    weights.damage(['q_z.weight'], 'scale', draw((0, 0, 1e300, 0)))
+    assert torch.isinf(model.q_z.weight[0, 0]) and weights.change() == math.inf
+
+
+def test_where_is_a_prefix_up_to_a_dot(model):
+    names = list(model.state_dict())
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert choose_entries(shapes, None) == names
+    assert choose_entries(shapes, 'dynamics') == [name for name in names if name.startswith('dynamics.')] != []
+    assert choose_entries(shapes, 'encoder.conv.1') == [name for name in names if name.startswith('encoder.conv.1.')]
+    assert choose_entries(shapes, 'q_z.bias') == ['q_z.bias']
+    for wrong, message in (('q', 'no entry of the model .* encoder, decoder, w_proj, w_inf, q_y, inf_z, q_z, p_z, dynamics'), ('', 'no entry'),
+                           ('encoder.conv.1.1.num_batches_tracked', 'these are scalars')):
+        with pytest.raises(UserError, match=message):
+            choose_entries(shapes, wrong)
+
+
+# Pictures of the network
+
+def test_tensors_are_grey_from_minimum_to_maximum_and_damage_is_red():
+    W, G, R = network_picture.WHITE, network_picture.MID_GREY, network_picture.RED
+    assert [network_picture.PALETTE[i].tolist() for i in (0, W, R)] == [[0] * 3, [255] * 3, [255, 0, 0]] and abs(int(network_picture.PALETTE[G][0]) - 128) <= 1
+    half = round(W / 2)
+    assert network_picture.draw_tensor(torch.tensor([[-1., 0], [1, 0], [0, 1]])).tolist() == [[0, half], [W, half], [half, W]]
+    assert network_picture.draw_tensor(torch.tensor([3., 1, 2]), [2]).tolist() == [[W, 0, R]]
+    assert network_picture.draw_tensor(torch.full((2, 2), 5.), [1]).tolist() == [[G, R], [G, G]]
+    kernels = torch.zeros(2, 3, 4, 4)
+    kernels[:, :, 0, 0] = torch.tensor([[0., 1, 2], [3, 4, 2]])
+    kernels[1, 0, 2, 3] = 5  # the largest of the tensor lies outside its slice
+    grey = [[0, 51, 101], [152, 202, 101]]
+    assert network_picture.draw_tensor(kernels).tolist() == grey
+    outside, again = np.ravel_multi_index(((1, 1, 0), (0, 0, 2), (2, 0, 0), (3, 0, 1)), kernels.shape)[::2]
+    assert network_picture.draw_tensor(kernels, [outside, again]).tolist() == [[0, 51, R], [R, 202, 101]]
+    assert network_picture.draw_tensor(torch.tensor([0., math.nan, 2, math.inf])).tolist() == [[0, 0, W, W]]
+    assert network_picture.draw_tensor(torch.full((3,), math.nan)).tolist() == [[G, G, G]]
+
+
+def test_network_picture_shows_every_tensor_once_and_redraws_one():
+    torch.manual_seed(0)
+    state = {'a.weight': torch.rand(5, 4), 'a.bias': torch.rand(5), 'b.k': torch.rand(3, 2, 4, 4), 'b.n': torch.tensor(3), 'c.column': torch.rand(9, 1)}
+    network = network_picture.NetworkPicture({k: tuple(v.shape) for k, v in state.items()})
+    assert network.places.keys() == {'a.weight', 'a.bias', 'b.k', 'c.column'} and network.zoom == 8 and network.labels.keys() == set('abc')
+    blank = network.canvas.copy()
+    for name, value in state.items():
+        network.draw(name, value)
+    drawn = np.zeros(blank.shape, int)
+    for name, (x, y, across, down) in network.places.items():
+        picture = network_picture.draw_tensor(state[name])
+        area = slice(y, y + down * len(picture)), slice(x, x + across * picture.shape[1])
+        np.testing.assert_array_equal(network.canvas[area], np.kron(picture, np.ones((down, across), np.uint8)))
+        assert (blank[area] == network_picture.PAPER).all()  # neither label nor line of text
+        drawn[area] += 1
+    assert drawn.max() == 1
+    np.testing.assert_array_equal(network.canvas[drawn == 0], blank[drawn == 0])
+    before = network.canvas.copy()
+    network.draw('a.bias', state['a.bias'], [1])
+    x, y, across, down = network.places['a.bias']
+    rows, columns = np.nonzero(network.canvas != before)
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (y, y + down, x + across, x + 2 * across)
+
+
+def test_large_network_is_drawn_a_pixel_an_element_and_fits_a_screen(tmp_path):
+    shapes = {f'{part}.{i}': (700, 800) for part in 'abc' for i in range(3)} | {f'{part}.bias': (700,) for part in 'abc'}
+    network = network_picture.NetworkPicture(shapes)
+    assert network.zoom == 1 and network.canvas.size < 2 * 9 * 700 * 800
+    network.draw('b.1', torch.zeros(700, 800), [3 * 800 + 5, 799])
+    network.draw('b.bias', torch.zeros(700), [3])
+    network.save(tmp_path / '0.png', 'text')
+    canvas = read_picture(tmp_path / '0.png')
+    x, y, *_ = network.places['b.1']
+    red = canvas[y:y + 700, x:x + 800] == network_picture.RED
+    assert red.sum() == 9 + 4 and red[2:5, 4:7].all() and red[:2, 798:].all()  # seen, and within the tensor
+    x, y, across, down = network.places['b.bias']
+    assert (across, down) == (1, network_picture.THIN) and (canvas == network_picture.RED).sum() == 13 + network_picture.THIN
+    frame = network.video_frame(tmp_path / '0.png')
+    assert frame.shape[1] <= 1920 and frame.shape[0] <= 1200 and (frame.shape[1] == 1920 or frame.shape[0] == 1200)
+    assert (frame == [255, 0, 0]).all(-1).sum() >= 3 * 4
+
+
+# Whole runs
+
+def test_files(out_dir):
+    assert {p.name for p in out_dir.iterdir()} == RESULTS
+    assert sorted(p.name for p in (out_dir / 'network').iterdir()) == [f'0000{i}.png' for i in range(4)]
+    network, prediction = read_video(out_dir / 'network.mp4'), read_video(out_dir / 'prediction.mp4')
+    picture = read_picture(out_dir / 'network' / '00003.png')
+    assert network.shape == (4, *(n + n % 2 for n in picture.shape), 3)
+    assert prediction.shape[0] == 4 * 3 and prediction.shape[2] >= 3 * 3 * 64
+    red = (picture == network_picture.RED).sum()
+    assert red > 1000 and ((network[3][..., 0] > 150) & (network[3][..., 1] < 100)).sum() == pytest.approx(red, rel=0.3)
+    assert not (read_picture(out_dir / 'network' / '00000.png') == network_picture.RED).any()
+    with Image.open(out_dir / 'damage.png') as curves:
+        assert curves.width > 1000
+    protocol = json.loads((out_dir / 'damage.json').read_text())
+    assert (protocol['index'], protocol['nt_cond'], protocol['seed'], protocol['mode'], protocol['dataset']) == (0, 3, 1, 'scale', 'smmnist')
+
+
+def test_scores_are_those_of_a_plain_loop(out_dir, run_dir, data_dir, model):
+    """Same noise, damage accumulates, first iteration intact: computed again from damage.npz."""
+    found = table(out_dir)
+    assert list(found) == ['run', 'iteration', 'damaged', 'share', 'psnr', 'ssim', 'psnr_intact', 'ssim_intact', 'weight_change']
+    with np.load(out_dir / 'damage.npz', allow_pickle=False) as arrays:
+        names, draws, mode = arrays['names'].tolist(), arrays['draws'], str(arrays['mode'])
+    state, intact = model.state_dict(), {k: v.clone() for k, v in model.state_dict().items()}
+    assert names == list(state) and draws.shape == (1, 3, 30) and mode == 'scale'
+    x = to_video(torch.from_numpy(load_test(load_config(run_dir), data_dir, 6).videos([0])), 'cpu')
+    noise, hit, predictions = draw_noise(model, 1, 'test', [0], 1, 6), set(), []
+    for i in range(4):
+        for entry, index, strength, _ in draws[0, i - 1] if i else ():
+            if state[names[entry]].ndim:
+                state[names[entry]][np.unravel_index(index, state[names[entry]].shape)] *= strength
+                hit.add((entry, index))
+        predictions.append(Futures(model, x[:3], 3, noise)[0])
+        size = sum(v.numel() for v in state.values() if v.ndim)
+        change = math.sqrt(sum(((state[k].double() - intact[k].double()) ** 2).sum() for k in state))
+        expected = dict(run=1, iteration=i + 1, damaged=len(hit), share=len(hit) / size, weight_change=change)
+        for name, y in (('', x[3:]), ('_intact', predictions[0])):
+            expected |= {f'psnr{name}': psnr(predictions[-1], y).mean(), f'ssim{name}': ssim(predictions[-1], y).mean()}
+        for name, value in expected.items():
+            assert found[name][i] == pytest.approx(float(value), rel=1e-4), (name, i)
+    assert found['psnr_intact'][0] == math.inf and np.isfinite(found['psnr_intact'][1:]).all() and (np.diff(found['damaged']) > 0).all()
+    frames = read_video(out_dir / 'prediction.mp4')
+    for i in (0, 3):
+        for k, panel in enumerate((x[3:], predictions[0], predictions[i])):
+            expected = quantise(panel)[1, 0, 0].numpy().repeat(4, 0).repeat(4, 1)
+            shown = frames[3 * i + 1][28:28 + 256, 264 * k + 4:264 * k + 260].mean(-1)
+            assert abs(shown - expected).mean() < 4
+
+
+def test_same_seed_and_replay_repeat_bit_for_bit(out_dir, run_dir, data_dir, tmp_path):
+    run(run_dir, data_dir, tmp_path / 'again')
+    damage.main(['--xp_dir', str(run_dir), '--data_dir', str(data_dir), '--out_dir', str(tmp_path / 'replayed'), '--nt_gen', '6',
+                 '--replay', str(out_dir / 'damage.npz')])
+    for folder in ('again', 'replayed'):
+        for name in ('damage.csv', 'network/00003.png'):
+            assert (tmp_path / folder / name).read_bytes() == (out_dir / name).read_bytes()
+        with np.load(tmp_path / folder / 'damage.npz') as a, np.load(out_dir / 'damage.npz') as b:
+            assert all(np.array_equal(a[k], b[k]) for k in ('names', 'mode', 'draws'))
+    other = run(run_dir, data_dir, tmp_path / 'other', '--seed', 2)
+    assert (other['weight_change'][1:] != table(out_dir)['weight_change'][1:]).all()
+
+
+def test_results_replace_all_of_an_earlier_run_and_nothing_else(run_dir, data_dir, tmp_path):
+    run(run_dir, data_dir, tmp_path)
+    for name in ('notes.txt', 'network/mine.png', '.results.tmp/network/00000.png'):  # the last one of a killed run
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('x')
+    found = run(run_dir, data_dir, tmp_path, '--n_iterations', 2)
+    assert {p.name for p in tmp_path.iterdir()} == RESULTS | {'notes.txt'} and len(found['run']) == 2
+    assert {p.name for p in (tmp_path / 'network').iterdir()} == {'00000.png', '00001.png', 'mine.png'}
+
+
+def test_interrupted_run_leaves_the_earlier_results(out_dir, run_dir, data_dir, tmp_path, monkeypatch):
+    run(run_dir, data_dir, tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(damage, 'write_videos', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(run_dir, data_dir, tmp_path, '--seed', 5)
+    assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
+
+
+def test_runs_to_one_folder_wait_for_each_other(run_dir, data_dir, tmp_path):
+    with replacing_results(tmp_path, []):
+        with pytest.raises(UserError, match=f'another call is writing its results to {tmp_path}; wait'):
+            run(run_dir, data_dir, tmp_path)
+        assert (tmp_path / '.results.tmp').is_dir()
+    assert len(run(run_dir, data_dir, tmp_path, '--n_iterations', 1)['run']) == 1
+
+
+def test_fresh_noise_changes_predictions_beyond_the_first(out_dir, run_dir, data_dir, tmp_path):
+    plain, fresh = table(out_dir), run(run_dir, data_dir, tmp_path, '--fresh_noise')
+    np.testing.assert_array_equal(fresh['weight_change'], plain['weight_change'])
+    assert fresh['psnr'][0] == plain['psnr'][0] and (fresh['psnr'][1:] != plain['psnr'][1:]).all()
+
+
+def test_without_damage_to_the_prediction_nothing_changes(run_dir, data_dir, tmp_path):
+    """A factor of 1, and a prediction that is the same each time."""
+    found = run(run_dir, data_dir, tmp_path, '--damage_low', 1)
+    assert (found['psnr_intact'] == math.inf).all() and (found['weight_change'] == 0).all() and (found['damaged'][1:] > 0).all()
+
+
+def test_where_and_mode_reach_the_run(run_dir, data_dir, tmp_path, model):
+    found = run(run_dir, data_dir, tmp_path, '--where', 'dynamics', '--mode', 'zero', '--n_iterations', 3)
+    part = {k: v for k, v in model.state_dict().items() if k.startswith('dynamics.')}
+    with np.load(tmp_path / 'damage.npz') as arrays:
+        assert arrays['names'].tolist() == list(part) and str(arrays['mode']) == 'zero'
+        hit = {(e, i) for e, i in zip(*(arrays['draws'][0].ravel()[k] for k in ('entry', 'index')))}
+    assert found['damaged'][-1] == len(hit) and found['share'][-1] == pytest.approx(len(hit) / sum(v.numel() for v in part.values()))
+    lost = sum(float(list(part.values())[e].flatten()[i]) ** 2 for e, i in hit)
+    assert found['weight_change'][-1] == pytest.approx(math.sqrt(lost), rel=1e-6) and lost > 0
+
+
+def test_several_runs(out_dir, run_dir, data_dir, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(pictures, 'curves', lambda path, xlabel, x, panels: (path.touch(), drawn.update(x=x, **panels)))
+    found = run(run_dir, data_dir, tmp_path, '--n_runs', 3)
+    assert found['run'].tolist() == [1] * 4 + [2] * 4 + [3] * 4 and found['iteration'].tolist() == [1, 2, 3, 4] * 3
+    alone = run(run_dir, data_dir, tmp_path / 'alone', '--seed', 3)
+    for name in ('psnr', 'ssim_intact', 'damaged', 'weight_change'):
+        np.testing.assert_array_equal(found[name][:4], table(out_dir)[name])
+        np.testing.assert_array_equal(found[name][8:], alone[name])
+    run(run_dir, data_dir, tmp_path, '--n_runs', 3)
+    np.testing.assert_allclose(drawn['PSNR (dB)']['against the truth'], found['psnr'].reshape(3, 4))
+    assert drawn['x'].tolist() == [1, 2, 3, 4]
+    for name in ('network/00003.png', 'prediction.mp4'):
+        assert (tmp_path / name).read_bytes() == (out_dir / name).read_bytes()  # of the first run
+
+
+def test_curves_show_mean_and_standard_deviation_of_what_is_finite(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+    lines, bands = [], []
+    monkeypatch.setattr(Axes, 'plot', lambda self, x, y, *_, **__: lines.append(y))
+    monkeypatch.setattr(Axes, 'fill_between', lambda self, x, low, high, **_: bands.append((low, high)))
+    values = np.array([[1., math.inf, math.nan], [3, math.inf, 5]])
+    pictures.curves(tmp_path / 'a.png', 'x', np.arange(3), {'y': {'': values}})
+    assert lines[0].tolist() == [2, None, 5] and bands[0][0].tolist() == [1, None, 5] and bands[0][1].tolist() == [3, None, 5]
+
+
+def test_predictions_that_are_not_numbers(run_dir, data_dir, tmp_path):
+    """Huge factors overflow: nan in the table, black in the video, and pictures all the same."""
+    found = run(run_dir, data_dir, tmp_path, '--damage_low=-1e38', '--damage_high', '1e38', '--n_damages', '2000', '--n_runs', '2')
+    assert np.isnan(found['psnr'][3]) and np.isnan(found['ssim_intact'][3]) and np.isfinite(found['psnr'][0])
+    assert not np.isfinite(found['weight_change'][3]) or found['weight_change'][3] > 1e30
+    assert 'nan' in (tmp_path / 'damage.csv').read_text() and 'inf' in (tmp_path / 'damage.csv').read_text()
+    assert read_video(tmp_path / 'prediction.mp4')[-1][40:270, 540:780].max() < 10
+    assert {p.name for p in tmp_path.iterdir()} == RESULTS
+
+
+def test_a_single_iteration(run_dir, data_dir, tmp_path):
+    found = run(run_dir, data_dir, tmp_path, '--n_iterations', 1)
+    assert found['damaged'].tolist() == [0] and len(read_video(tmp_path / 'network.mp4')) == 1
+    damage.main(['--xp_dir', str(run_dir), '--data_dir', str(data_dir), '--out_dir', str(tmp_path / 'again'), '--nt_gen', '6', '--replay',
+                 str(tmp_path / 'damage.npz')])
+    assert table(tmp_path / 'again').keys() == found.keys()
+
+
+# Clips
+
+def test_experiments_are_the_published_ones():
+    assert {i: tuple(e) for i, e in EXPERIMENTS.items()} == {1: ('running/person01_running_d4', 315, 50, 10), 2: ('walking/person01_walking_d2', 182, 130, 10),
+                                                             3: ('handclapping/person08_handclapping_d4', 14, 31, 10)}
+
+
+@pytest.mark.parametrize('number, predicted', [(1, 40), (2, 120), (3, 21)])
+def test_experiments_resolve_to_their_clips(kth_run, number, predicted):
+    xp_dir, data_dir = kth_run
+    args, config = damage.resolve(['--xp_dir', str(xp_dir), '--data_dir', str(data_dir), '--experiment', str(number)])
+    clip = damage.get_clip(args, config)
+    t_0 = EXPERIMENTS[number].t_0
+    assert clip.shape == (10 + predicted, 1, 64, 64, 1) and args.nt_cond == 10 and args.n_iterations == args.n_damages == 100
+    assert clip[:, 0, 5, 5, 0].tolist() == [t % 251 for t in range(t_0, t_0 + 10 + predicted)]
+    assert (args.damage_low, args.damage_high, args.mode, args.n_euler_steps, args.fresh_noise) == (0, 1, 'scale', 2, False)
+    args, _ = damage.resolve(['--xp_dir', str(xp_dir), '--data_dir', str(data_dir), '--experiment', str(number), '--nt_gen', '20', '--nt_cond', '11'])
+    assert (args.nt_gen, args.nt_cond, args.t_0) == (20, 11, t_0)
+
+
+def test_experiment_and_video_of_kth(kth_run, tmp_path):
+    xp_dir, data_dir = kth_run
+    args = ['--xp_dir', str(xp_dir), '--data_dir', str(data_dir), '--n_iterations', '2', '--n_damages', '10']
+    damage.main([*args, '--experiment', '3', '--out_dir', str(tmp_path / 'a')])
+    damage.main([*args, '--video', 'handclapping/person08_handclapping_d4', '--t_0', '14', '--nt_gen', '31', '--out_dir', str(tmp_path / 'b')])
+    damage.main([*args, '--video', 'handclapping/person08_handclapping_d4.npy'])
+    assert len(read_video(tmp_path / 'a' / 'prediction.mp4')) == 42
+    assert (tmp_path / 'a' / 'damage.csv').read_bytes() == (tmp_path / 'b' / 'damage.csv').read_bytes()
+    assert len(read_video(xp_dir / 'damage' / 'prediction.mp4')) == 8  # as trained: 14 frames, 10 given
+    assert json.loads((xp_dir / 'damage' / 'damage.json').read_text())['t_0'] == 0
+
+
+def test_index_names_the_video_of_the_test_set(run_dir, data_dir):
+    args, config = damage.resolve(['--xp_dir', str(run_dir), '--data_dir', str(data_dir), '--index', '3', '--nt_gen', '6'])
+    np.testing.assert_array_equal(damage.get_clip(args, config), load_test(config, data_dir, 6).videos([3]))
+
+
+@pytest.mark.parametrize('dataset, name, step', [
+    ('human', 'train/S1-Walking 1.54138969', 8), ('bair', 'processed_data/test/traj/002', 1), ('folder', 'val/a.mp4', 1)])
+def test_clips_of_other_datasets(dataset, name, step, tmp_path):
+    video = np.random.RandomState(0).randint(0, 256, (40, 64, 64, 3)).astype(np.uint8)
+    (tmp_path / name).parent.mkdir(parents=True)
+    np.save(tmp_path / f'{name}.npy', video)
+    config = SimpleNamespace(dataset=dataset, nx=64, nc=3, subsampling=8)
+    name = name.removeprefix('processed_data/')
+    np.testing.assert_array_equal(load_clip(config, tmp_path, name, 5, 4), video[5::step][:4])
+    with pytest.raises(UserError, match=r'has 40 frames, but the clip covers \d+ from frame 30 on; give a first frame \(--t_0\) of at most '):
+        load_clip(config, tmp_path, name, 30, 4 if dataset == 'human' else 11)
+
+
+def test_clip_of_the_published_layout(tmp_path):
+    folder = tmp_path / 'processed_64' / 'boxing' / 'person01_boxing_d1'
+    folder.mkdir(parents=True)
+    for t in range(6):
+        Image.fromarray(np.full((64, 64, 3), 10 * t, np.uint8)).save(folder / f'image-{t + 1:03d}.png')
+    clip = load_clip(SimpleNamespace(dataset='kth', nx=64, nc=1), tmp_path, 'boxing/person01_boxing_d1', 2, 3)
+    assert clip.shape == (3, 64, 64, 1) and clip[:, 0, 0, 0].tolist() == [20, 30, 40]
+
+
+# Errors
+
+@pytest.mark.parametrize('more, message', [
+    (['--video', 'a/b'], '--video a/b: the videos of smmnist are no files; name one of the test set by --index'),
+    (['--experiment', '1'], '--experiment 1 is one of KTH, but the model was trained on smmnist'),
+    (['--experiment', '4'], 'invalid choice'),
+    (['--index', '0', '--experiment', '1'], 'not allowed with'),
+    (['--index', '500'], '--index 500: the test set has 500 videos; give at most 499'),
+    (['--t_0', '3'], '--t_0 3 needs --video'),
+    (['--nt_gen', '3'], '--nt_gen 3 leaves no frame to predict after the 3 given'),
+    (['--nt_cond', '1'], '--nt_cond 1 is less than the 2 frames'),
+    (['--nt_gen', '9'], 'videos of 8 frames, but --nt_gen 9'),
+    (['--where', 'decode'], '--where decode: no entry .* the parts are encoder, decoder, '),
+    (['--damage_low', '2'], '--damage_low 2.0 must be a number of at most --damage_high 1.0'),
+    (['--damage_low=-inf'], '--damage_low -inf must be a number'),
+    (['--mode', 'zero', '--damage_high', '2'], 'no meaning in --mode zero'),
+    (['--mode', 'burn'], 'invalid choice'),
+    (['--n_iterations', '0'], '--n_iterations: expected a whole number of at least 1'),
+    (['--replay', 'nowhere.npz'], '--n_damages and --replay: the damage comes from the file'),
+    (['--model_name', 'none.pt'], 'none.pt does not exist'),
+    (['--device', '99'], 'CUDA devices found'),
+    (['--xp_dir', 'nowhere'], 'nowhere/config.json does not exist'),
+    (['--data_dir', 'nowhere'], 'make it with'),
+])
+def test_errors(run_dir, data_dir, tmp_path, more, message):
+    with pytest.raises(UserError, match=message):
+        run(run_dir, data_dir, tmp_path / 'out', *more)
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('more, message', [
+    (['--video', 'running/person01_running_d4', '--t_0', '352'], r'd4.npy has 365 frames, but the clip covers 14 from frame 352 on; give .*at most 351'),
+    (['--video', 'running/person01_running_d4', '--nt_gen', '400'], 'covers 400 from frame 0 on; give a smaller --nt_gen'),
+    (['--video', 'running/person01_running_d3'], 'person01_running_d3 is not there, .* such as running/person01_running_d4'),
+    (['--video', 'dancing/person01'], r'dancing/person01 is not there, .* give the path of a converted video below \S*processed_64$'),
+    (['--index', '0'], 'there is no svg_test_set_<frames>.npz of at least 14 frames'),
+    ([], 'there is no svg_test_set_<frames>.npz'),
+])
+def test_errors_of_videos(kth_run, tmp_path, more, message):
+    xp_dir, data_dir = kth_run
+    with pytest.raises(UserError, match=message):
+        damage.main(['--xp_dir', str(xp_dir), '--data_dir', str(data_dir), '--out_dir', str(tmp_path / 'out'), *more])
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(mode='burn'), "mode must be one of scale, zero, noise, sign, found 'burn'"),
+    (dict(names=['nowhere.weight', 'q_z.bias']), 'the model has no entry nowhere.weight'),
+    (dict(names=[['q_z.bias'], ['q_z.bias']]), 'names must be a list'),
+    (dict(names=[1, 2]), 'names must be a list'),
+    (dict(names=['encoder.conv.1.1.num_batches_tracked'] * 2), 'names has no entry but scalars'),
+    (dict(names=['q_z.bias']), 'entry must lie between 0 and 0'),
+    (dict(draws=np.zeros((1, 3), DRAW)), r'draws must be \(runs, iterations, damages\) of entry, index, strength, normal, found \(1, 3\)'),
+    (dict(draws=np.zeros((1, 3, 2))), 'of float64'),
+    (dict(draws=np.array([[[(1, 6, 0, 0)]]], DRAW)), 'index lies outside its entry'),
+    (dict(draws=np.array([[[(1, -1, 0, 0)]]], DRAW)), 'index lies outside its entry'),
+    (dict(draws=np.array([[[(-1, 0, 0, 0)]]], DRAW)), 'entry must lie between 0 and 1'),
+    (dict(draws=np.array([[[(1, 5, math.nan, 0)]]], DRAW)), 'strength and normal must be numbers'),
+    (dict(draws=np.array([None, {}], object)), 'cannot be read as the damage.npz'),
+])
+def test_replay_files_are_checked(run_dir, data_dir, tmp_path, change, message):
+    good = dict(names=['q_z.weight', 'q_z.bias'], mode='zero', draws=np.array([[[(1, 5, 0.5, 0)]]], DRAW))
+    args = ['--xp_dir', str(run_dir), '--data_dir', str(data_dir), '--nt_gen', '6', '--replay', str(tmp_path / 'd.npz'), '--out_dir', str(tmp_path / 'out')]
+    np.savez(tmp_path / 'd.npz', **{**good, **change})
+    with pytest.raises(UserError, match=f'--replay {tmp_path}/d.npz.* {message}'):
+        damage.main(args)
+    assert not (tmp_path / 'out').exists()
+    if 'mode' in change:  # once is enough: the rest of the file is fine
+        np.savez(tmp_path / 'd.npz', **good)
+        damage.main(args)
+        assert table(tmp_path / 'out')['damaged'].tolist() == [0, 1]
+
+
+def test_foreign_replay_files(run_dir, data_dir, tmp_path):
+    for content in (None, b'no archive'):
+        if content:
+            (tmp_path / 'd.npz').write_bytes(content)
+        with pytest.raises(UserError, match='--replay .*d.npz cannot be read as the damage.npz of an earlier call'):
+            damage.main(['--xp_dir', str(run_dir), '--data_dir', str(data_dir), '--replay', str(tmp_path / 'd.npz')])
+
+
+def test_command_line(run_dir, data_dir):
+    done = subprocess.run([sys.executable, 'damage.py', '--help'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and 'running/person01_running_d4 from frame 315' in ' '.join(done.stdout.split()) and '(default: 100)' in done.stdout
+    done = subprocess.run([sys.executable, 'damage.py', '--xp_dir', run_dir, '--data_dir', data_dir, '--where', 'x'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith('error: --where x') and done.stderr.count('\n') == 1
