@@ -198,8 +198,6 @@ class SRVP(nn.Module):
         """Frames (T, B, nc, 64, 64) of states y (T, B, ny), content w (B, nh_inf) and skip connections."""
         T, B = y.shape[:2]
         wy = torch.cat([w.expand(T, *w.shape), y], -1)  # (T, B, nh_inf + ny)
-        if skips is not None:
-            skips = [s.expand(T, *s.shape).flatten(0, 1) for s in skips]
         return self.decoder(wy.flatten(0, 1), skips).unflatten(0, (T, B))
 
     def draw_noise(self, nt, batch, device=None, generator=None):

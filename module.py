@@ -5,6 +5,7 @@ The nesting of the modules is part of the file format: it gives the parameter na
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 NX = 64  # frames are 64 x 64: the number of downsamplings is fixed by the architectures
 
@@ -14,7 +15,7 @@ def conv_block(conv, batch_norm=True):
     layers = [conv]
     if batch_norm:
         layers.append(nn.BatchNorm2d(conv.out_channels))
-    return nn.Sequential(*layers, nn.LeakyReLU(0.2))
+    return nn.Sequential(*layers, nn.LeakyReLU(0.2, inplace=True))
 
 
 def conv3(in_channels, out_channels):
@@ -89,8 +90,55 @@ class VGGEncoder(Encoder):
         self.last_conv = nn.Sequential(nn.MaxPool2d(2), nn.Sequential(*last_conv(nf * 8, nhx)))
 
 
+# Nearest upsampling by 2, then a 3x3 convolution, gives each output pixel 9 products with 4 different input pixels. Rows (and columns) of
+# the kernel that meet the same pixel are added beforehand: a transposed 4x4 convolution of stride 2, of 4 products.
+SUMMED_TAPS = torch.tensor([[0., 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+FEW_PIXELS = 2048  # of all frames: below, summing a kernel costs more than it saves
+
+
+def upsampling_kernel(weight):
+    """Kernel (C_in, C_out, 4, 4) of the transposed convolution that upsamples and convolves with `weight` (C_out, C_in, 3, 3)."""
+    taps = SUMMED_TAPS.to(weight)
+    return torch.einsum('ai,bj,ocij->coab', taps, taps, weight).contiguous(memory_format=torch.channels_last)
+
+
+def convolve(layer, h, skip=None, up=False):
+    """What `layer` makes of h, upsampled if `up`, joined by `skip` on the channels.
+
+    A convolution is linear: conv([h, s]) = conv_h(h) + conv_s(s). The frames of a video share the second term, computed once.
+
+    Parameters
+    ----------
+    layer : nn.Conv2d or nn.ConvTranspose2d, without bias
+    h : tensor (N, C, H, W)
+    skip : tensor (B, C', H', W')
+        Of video b, which frames b, B + b, 2 B + b … belong to.
+    up : bool
+    """
+    transposed = isinstance(layer, nn.ConvTranspose2d)
+    conv, weight = (F.conv_transpose2d if transposed else F.conv2d), layer.weight
+    if skip is not None:
+        weight, skip_weight = weight.split([h.shape[1], skip.shape[1]], 0 if transposed else 1)
+    if up and len(h) * h.shape[2] * h.shape[3] >= FEW_PIXELS:
+        out = F.conv_transpose2d(h, upsampling_kernel(weight), stride=2, padding=1)
+    else:
+        out = conv(F.interpolate(h, scale_factor=2.) if up else h, weight, None, layer.stride, layer.padding)
+    if skip is not None:
+        out = (out.unflatten(0, (-1, len(skip))) + conv(skip, skip_weight, None, layer.stride, layer.padding)).flatten(0, 1)
+    return out
+
+
 class Decoder(nn.Module):
     """Frame decoder g (paper, section 3.1): `first_upconv`, then four blocks `conv`."""
+
+    def layers(self):
+        """Layers in order, each with the number of the skip connection that it takes, or None."""
+        for i, block in enumerate([self.first_upconv, *self.conv], -1):
+            for layer in block.modules():
+                if not isinstance(layer, nn.Sequential):
+                    first = isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) and i >= 0
+                    yield layer, i if first else None
+                    i = -1 if first else i
 
     def forward(self, z, skips=None):
         """Draw frames.
@@ -99,15 +147,21 @@ class Decoder(nn.Module):
         ----------
         z : tensor (N, nh_inf + ny)
             Concatenation [w, y].
-        skips : list of four tensors (N, C_i, H_i, W_i), deepest first; needed if and only if built with `skipco`
+        skips : list of four tensors (B, C_i, H_i, W_i), deepest first; needed if and only if built with `skipco`
+            Of video b, which frames b, B + b, 2 B + b … of N belong to.
 
         Returns
         -------
         tensor (N, nc, 64, 64), in [0, 1]
         """
-        h = self.first_upconv(z[:, :, None, None])
-        for i, block in enumerate(self.conv):
-            h = block(h if skips is None else torch.cat([h, skips[i]], 1))
+        h, up = z[:, :, None, None], False
+        for layer, i in self.layers():
+            if isinstance(layer, nn.Upsample):
+                up = True  # left to the convolution that follows
+            elif isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                h, up = convolve(layer, h, skips[i] if skips is not None and i is not None else None, up), False
+            else:
+                h = layer(h)
         return torch.sigmoid(h)
 
 
