@@ -48,7 +48,7 @@ AMP_DTYPES = ['auto', 'float16', 'bfloat16']
 # Options that belong to one call, not to the model's configuration
 TRANSIENT = {'config', 'resume', 'dry_run', 'local_rank'}
 # Options that a resumed run may change: it ends where an unbroken one would, up to rounding and, by `accumulate`, batch statistics
-FREE_ON_RESUME = TRANSIENT | {'save_path', 'data_dir', 'device', 'n_workers', 'accumulate', 'compile', 'val_interval', 'chkpt_interval',
+FREE_ON_RESUME = TRANSIENT | {'save_path', 'data_dir', 'device', 'n_workers', 'amp_dtype', 'accumulate', 'compile', 'val_interval', 'chkpt_interval',
                               'state_interval', 'log_interval'}
 
 
@@ -236,6 +236,8 @@ def test_parser():
     parser.add_argument('--nt_gen', type=count, help='frames, given ones included; as trained (seq_len_test) if absent')
     parser.add_argument('--n_euler_steps', type=count, help='Euler steps a predicted frame; as trained if absent')
     parser.add_argument('--batch_size', type=count, default=16, help='videos at a time; does not change the scores')
+    parser.add_argument('--chunk', type=count, help='frames decoded at a time; chosen from the free memory if absent, and halved where it does '
+                                                    'not suffice')
     add_device_option(parser, several=True)
     add_local_rank_option(parser)
     parser.add_argument('--test_seed', type=seed, default=1)

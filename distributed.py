@@ -4,7 +4,8 @@ import contextlib
 import os
 import signal
 import sys
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch.nn as nn
 from files import UserError
 from utils import get_device
 
-TIMEOUT = timedelta(hours=2)  # of waiting for a slower process; one that dies is noticed at once
+START, TIMEOUT = timedelta(minutes=1), timedelta(hours=2)  # of waiting for a slower process; one that dies later is noticed at once
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    group: object = field(default=None, compare=False)  # of torch.distributed
 
     @property
     def main(self):
@@ -49,7 +51,7 @@ class World:
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return total.tolist()
 
     def gather(self, value):
@@ -57,14 +59,14 @@ class World:
         if self.size == 1:
             return [value]
         values = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, self.group)
         return values
 
     def share(self, value):
         """Value of process 0, in all of them."""
         if self.size > 1:
             box = [value]
-            dist.broadcast_object_list(box, 0)
+            dist.broadcast_object_list(box, 0, self.group)
             value, = box
         return value
 
@@ -73,13 +75,13 @@ class World:
         if self.size == 1:
             return part
         if self.rank > 0:
-            dist.send(torch.from_numpy(np.ascontiguousarray(part)), 0)
+            dist.send(torch.from_numpy(np.ascontiguousarray(part)), 0, self.group)
             return None
         whole = np.empty((n, *part.shape[1:]), part.dtype)
         whole[:len(part)] = part
         for rank in range(1, self.size):
             theirs = self.part(n, rank)
-            dist.recv(torch.from_numpy(whole[theirs.start:theirs.stop]), rank)
+            dist.recv(torch.from_numpy(whole[theirs.start:theirs.stop]), rank, self.group)
         return whole
 
     def call(self, function):
@@ -123,18 +125,52 @@ class World:
             torch.cuda.set_device(device)
         return device
 
-    def agree(self, options):
-        """Stop unless all processes were started with the same options; those of a machine may differ."""
-        own = {'data_dir', 'save_path', 'device', 'n_workers', 'local_rank', 'config', 'xp_dir', 'out_dir', 'lpips_dir', 'i3d_path'}
-        everyone = self.gather(options)
+    def agree(self, facts, own=()):
+        """Stop unless the facts (by name) are the same in all processes, those named in `own` aside."""
+        everyone = self.gather(facts)
 
         def compare():
             for rank, theirs in enumerate(everyone):
-                for key in sorted(options.keys() - own):
-                    if theirs[key] != options[key]:
-                        raise UserError(f'process {rank} was started with {key} {theirs[key]}, process {self.rank} with {options[key]}; '
-                                        'start all with the same options')
+                for key in sorted(facts.keys() - set(own)):
+                    if theirs[key] != facts[key]:
+                        raise UserError(f'process {rank} has {key} {theirs[key]}, process {self.rank} has {facts[key]}; they must be the same')
         self.call(compare)
+
+
+OWN_OPTIONS = {'data_dir', 'save_path', 'device', 'n_workers', 'local_rank', 'config', 'xp_dir', 'out_dir', 'lpips_dir', 'i3d_path'}  # of a machine
+
+
+class Ring:
+    """Watch over the other processes: each waits for a word of the next one, which says it at its end; one that dies closes the line.
+
+    The launcher ends the processes of a machine only, and those of other machines may compute alone for long.
+    """
+
+    def __init__(self, world):
+        self.world, self.group = world, dist.new_group(backend='gloo', timeout=timedelta(days=365))
+        self.thread = threading.Thread(target=self._listen, daemon=True)
+        self.thread.start()
+
+    def _listen(self):
+        try:
+            dist.recv(torch.zeros(1), (self.world.rank + 1) % self.world.size, self.group)
+        except RuntimeError as error:
+            leave(self.world, error)
+
+    def end(self):
+        """Wait for the end of all."""
+        dist.send(torch.zeros(1), (self.world.rank - 1) % self.world.size, self.group)
+        self.thread.join()
+
+
+_leaving = threading.Lock()
+
+
+def leave(world, error):
+    """End this process, for another one has ended; told in a line, that the message of that one is seen."""
+    _leaving.acquire()  # once: neither the watch nor the main thread comes back
+    print(f'process {world.rank} ends, for it has lost another one ({str(error).splitlines()[0]})', file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 @contextlib.contextmanager
@@ -146,25 +182,30 @@ def join():
     World
     """
     env = os.environ
-    if 'RANK' not in env or int(env.get('WORLD_SIZE', 1)) == 1:
+    if 'LOCAL_RANK' not in env or int(env.get('WORLD_SIZE') or 1) == 1:
         yield World()
         return
-    world = World(*(int(env[name]) for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')))
-    nccl = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group('cpu:gloo,cuda:nccl' if nccl else 'gloo', timeout=TIMEOUT)
+    place = [int(env[name]) for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')]
+    backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() and dist.is_nccl_available() else 'gloo'
     try:
-        yield world
-    except (UserError, SystemExit):
+        dist.init_process_group(backend, timeout=START)
+        world = World(*place, dist.new_group(backend=backend, timeout=TIMEOUT))
+        ring = Ring(world)
+        try:
+            yield world
+        except SystemExit:  # of all together, see `call`
+            ring.end()
+            dist.destroy_process_group()
+            raise
+        ring.end()
         dist.destroy_process_group()
-        raise
+    except UserError as error:  # of this process alone
+        print(f'error: {error} (process {place[0]} of {place[1]})', file=sys.stderr, flush=True)
+        os._exit(2)
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and 'gloo' not in str(error):
             raise
-        # told in a line, that the message of the one that ended is seen
-        print(f'process {world.rank} ends, for another one has ended ({str(error).splitlines()[0]})', file=sys.stderr, flush=True)
-        sys.exit(1)
-    else:
-        dist.destroy_process_group()
+        leave(World(*place), error)
 
 
 class StopSignal:
@@ -197,18 +238,19 @@ class AllReduce(torch.autograd.Function):
     """Sum of a tensor over all processes; so is its gradient."""
 
     @staticmethod
-    def forward(ctx, x):
-        total = x.clone()
-        dist.all_reduce(total)
+    def forward(ctx, x, group):
+        ctx.group, total = group, x.clone()
+        dist.all_reduce(total, group=group)
         return total
 
     @staticmethod
     def backward(ctx, grad):
-        return AllReduce.forward(ctx, grad)
+        return AllReduce.forward(ctx, grad, ctx.group), None
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
     """Batch normalisation by the statistics of all processes' batches, on CPUs, where PyTorch has none."""
+    group = None  # of torch.distributed
 
     def forward(self, x):
         """(N, C, H, W) -> (N, C, H, W)"""
@@ -216,10 +258,10 @@ class SyncBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         dims = 0, 2, 3
         x_ = x.float()
-        total = AllReduce.apply(torch.cat([x_.sum(dims), x_.new_tensor([x_.numel() / x_.shape[1]])]))
+        total = AllReduce.apply(torch.cat([x_.sum(dims), x_.new_tensor([x_.numel() / x_.shape[1]])]), self.group)
         mean, count = total[:-1] / total[-1], total[-1]
         centred = x_ - mean[:, None, None]
-        var = AllReduce.apply((centred ** 2).sum(dims)) / count
+        var = AllReduce.apply((centred ** 2).sum(dims), self.group) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
@@ -228,12 +270,12 @@ class SyncBatchNorm(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
-def distribute(model, device):
+def distribute(model, device, world):
     """Model whose gradients are means over all processes and whose batch normalisations see all their batches."""
     if device.type == 'cuda':
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model, world.group)
     else:
         for m in model.modules():
             if isinstance(m, nn.BatchNorm2d):
-                m.__class__ = SyncBatchNorm  # the same state, another forward
-    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+                m.__class__, m.group = SyncBatchNorm, world.group  # the same state, another forward
+    return nn.parallel.DistributedDataParallel(model, process_group=world.group, gradient_as_bucket_view=True)

@@ -7,15 +7,16 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-NX = 64  # frames are 64 x 64: the number of downsamplings is fixed by the architectures
+NX = 64      # frames are 64 x 64: the number of downsamplings is fixed by the architectures
+SLOPE = 0.2  # of LeakyReLU for negative numbers
 
 
 def conv_block(conv, batch_norm=True):
-    """`conv` (without bias), batch normalisation unless told otherwise, LeakyReLU of slope 0.2."""
+    """`conv` (without bias), batch normalisation unless told otherwise, LeakyReLU."""
     layers = [conv]
     if batch_norm:
         layers.append(nn.BatchNorm2d(conv.out_channels))
-    return nn.Sequential(*layers, nn.LeakyReLU(0.2, inplace=True))
+    return nn.Sequential(*layers, nn.LeakyReLU(SLOPE, inplace=True))
 
 
 def conv3(in_channels, out_channels):
@@ -131,6 +132,11 @@ def convolve(layer, h, skip=None, up=False):
 class Decoder(nn.Module):
     """Frame decoder g (paper, section 3.1): `first_upconv`, then four blocks `conv`."""
 
+    @property
+    def widest(self):
+        """Numbers in a frame's largest activation."""
+        return self.conv[-1][-1].in_channels * NX ** 2 if isinstance(self.conv[-1], nn.Sequential) else self.conv[-1].in_channels * NX ** 2 // 4
+
     def layers(self):
         """Layers in order, each with the number of the skip connection that it takes, or None."""
         for i, block in enumerate([self.first_upconv, *self.conv], -1):
@@ -163,6 +169,63 @@ class Decoder(nn.Module):
             else:
                 h = layer(h)
         return torch.sigmoid(h)
+
+
+class FrozenDecoder:
+    """Decoder in evaluation mode for given videos: all that does not depend on the state y is computed once.
+
+    Batch normalisation, then an affine map a h + b of each channel, is folded into the kernel before it (a) and a bias (b); with skip
+    connections, the bias is a picture of each video, with the skip term in it. w gives a term of the first layer in the same way.
+
+    Parameters
+    ----------
+    decoder : Decoder, in evaluation mode
+    w : tensor (B, nh_inf)
+    skips : list of four tensors (B, C_i, H_i, W_i), deepest first, or None
+    """
+
+    def __init__(self, decoder, w, skips=None):
+        self.convolutions = []  # (function, kernel, bias, stride, padding, activated)
+        layers, up = list(decoder.layers()), False
+        for k, (layer, i) in enumerate(layers):
+            if isinstance(layer, nn.Upsample):
+                up = True
+            if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                continue
+            transposed = isinstance(layer, nn.ConvTranspose2d)
+            conv, kernel, stride, padding, bias = F.conv_transpose2d if transposed else F.conv2d, layer.weight, layer.stride, layer.padding, None
+            activated = k + 1 < len(layers)  # all but the last one: batch normalisation and LeakyReLU
+            if activated:
+                norm = layers[k + 1][0]
+                scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+                bias = norm.bias - norm.running_mean * scale
+                kernel = kernel * (scale[:, None, None] if transposed else scale[:, None, None, None])
+            if k == 0:  # a linear layer, from a vector to 4 x 4 pixels
+                linear = kernel.permute(0, 2, 3, 1).flatten(1)  # (nh_inf + ny, 4 · 4 · C)
+                self.first = linear[w.shape[1]:], w @ linear[:w.shape[1]] + bias.repeat(16)
+                continue
+            if skips is not None and i is not None:
+                n = len(kernel) if transposed else kernel.shape[1]
+                kernel, skip_kernel = kernel.split([n - skips[i].shape[1], skips[i].shape[1]], 0 if transposed else 1)
+                bias = conv(skips[i], skip_kernel, bias, stride, padding)
+            if up:
+                conv, kernel, stride, padding, up = F.conv_transpose2d, upsampling_kernel(kernel), 2, 1, False
+            self.convolutions.append((conv, kernel.contiguous(memory_format=torch.channels_last), bias, stride, padding, activated))
+
+    def __call__(self, y):
+        """Frames (T, B, nc, 64, 64), in [0, 1], of states y (T, B, ny)."""
+        T, B = y.shape[:2]
+        kernel, bias = self.first
+        h = (y @ kernel + bias).view(T * B, 4, 4, -1).permute(0, 3, 1, 2)  # in the channels-last layout
+        F.leaky_relu_(h, SLOPE)
+        for conv, kernel, bias, stride, padding, activated in self.convolutions:
+            of_video = bias is not None and bias.ndim > 1
+            h = conv(h, kernel, None if of_video else bias, stride, padding)
+            if of_video:
+                h.unflatten(0, (T, B)).add_(bias)
+            if activated:
+                F.leaky_relu_(h, SLOPE)
+        return torch.sigmoid_(h).unflatten(0, (T, B))
 
 
 class DCGANDecoder(Decoder):

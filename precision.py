@@ -20,7 +20,7 @@ def amp_dtype(name, device):
     if device.type == 'cpu':
         if name == 'float16':
             raise UserError('--amp_dtype float16 needs a CUDA device (--device); on a CPU, use --amp_dtype bfloat16')
-        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if not getattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: False)():
             raise UserError('--torch_amp: this CPU does not compute with bfloat16; leave the option out')
         return torch.bfloat16
     if name == 'auto':
@@ -60,7 +60,8 @@ class Precision:
         return self.scaler.state_dict()
 
     def load_state_dict(self, state):
-        self.scaler.load_state_dict(state)
+        if state:  # of a run that scaled
+            self.scaler.load_state_dict(state)
 
 
 class Apex:

@@ -2,9 +2,11 @@
 
 import torch
 
+from files import UserError
 from metrics.frame import psnr
 from model import Noise
-from utils import stream_generator
+from module import FrozenDecoder
+from utils import is_out_of_memory, stream_generator
 
 
 def draw_noise(model, seed, stream, videos, n_samples, nt):
@@ -27,8 +29,42 @@ def draw_noise(model, seed, stream, videos, n_samples, nt):
     return Noise(*(torch.stack(part, -2) for part in zip(*draws)))
 
 
+class Chunk:
+    """Number of frames that are decoded at a time: what memory there is allows, and half of it each time that it was too much.
+
+    Parameters
+    ----------
+    size : int
+        By default chosen from the free memory of a GPU; on CPUs, what their caches are fast with.
+    model : SRVP
+        What decodes.
+    """
+
+    def __init__(self, model, size=None):
+        device = next(model.parameters()).device
+        if size is None and device.type == 'cuda':
+            widest = model.decoder.widest * 4  # bytes of a frame's largest activation
+            size = torch.cuda.mem_get_info(device)[0] // (8 * widest)  # two of them, a workspace, and as much again for the metrics
+        self.size = max(1, size or 128)
+
+    def decode(self, decode, y):
+        """Frames (T, B, nc, 64, 64) that the function `decode` draws of states y (T, B, ny), as many rows at a time as fit."""
+        while True:
+            rows = max(1, self.size // y.shape[1])
+            try:
+                return torch.cat([decode(part) for part in y.split(rows)])
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if rows == 1:
+                    raise UserError(f'memory does not suffice to decode a frame of {y.shape[1]} videos; give a smaller batch') from None
+            self.size = rows * y.shape[1] // 2
+            if y.is_cuda:
+                torch.cuda.empty_cache()
+
+
 class Futures:
-    """Sampled futures of B videos, decoded one sample at a time: memory does not grow with their number.
+    """Sampled futures of B videos, decoded in chunks as they are asked for: memory does not grow with their number.
 
     Frame codes, content, skip connections and posterior parameters are computed once, the states of all samples together.
 
@@ -45,19 +81,22 @@ class Futures:
         For predicted frames, by default those of training.
     between : bool
         Decode the states between predicted frames too: nt n frames instead of nt.
+    chunk : Chunk
+        Frames to decode at a time.
     """
 
-    def __init__(self, model, x, nt, noise, n_euler_steps=None, between=False):
-        self.model = model
+    def __init__(self, model, x, nt, noise, n_euler_steps=None, between=False, chunk=None):
         self.cond = model.condition(x)
         noise = Noise(*(part.to(x.device) for part in noise))
         self.y_given, self.y = model.predict(self.cond, nt, noise, n_euler_steps, between)
+        self.chunk = chunk or Chunk(model)
+        self._decoder = FrozenDecoder(model.decoder, self.cond.w, self.cond.skips)
 
     def __len__(self):
         return self.y.shape[1]
 
     def _decode(self, y):
-        return self.model.decode(self.cond.w, y, self.cond.skips).clamp(0, 1)
+        return self.chunk.decode(self._decoder, y)
 
     def given(self, s):
         """Reconstruction (T_o, B, C, H, W) of the given frames in sample s."""
@@ -68,6 +107,11 @@ class Futures:
         if s >= len(self):
             raise IndexError
         return self._decode(self.y[:, s])
+
+    def __iter__(self):
+        nt, _, B = self.y.shape[:3]
+        for y in self.y.split(max(1, self.chunk.size // (nt * B)), 1):  # as many samples at a time as fit
+            yield from self._decode(y.flatten(0, 1)).unflatten(0, y.shape[:2]).unbind(1)
 
 
 class LastFrame:
@@ -116,7 +160,7 @@ def quantise(x):
 
 
 @torch.no_grad()
-def validation_psnr(model, x, nt_cond, noise):
+def validation_psnr(model, x, nt_cond, noise, chunk=None):
     """PSNR (B,), in dB, of the frames after `nt_cond`, for the sample with the best PSNR over the whole clip.
 
     Parameters
@@ -126,9 +170,11 @@ def validation_psnr(model, x, nt_cond, noise):
     nt_cond : int
     noise : Noise
         For T frames of (S, B) videos.
+    chunk : Chunk
+        Frames to decode at a time.
     """
     best = Best()
-    futures = Futures(model, x[:nt_cond], len(x) - nt_cond, noise)
+    futures = Futures(model, x[:nt_cond], len(x) - nt_cond, noise, chunk=chunk)
     for s, future in enumerate(futures):
         frames = psnr(torch.cat([futures.given(s), future]), x).mean(2)  # (T, B), mean over channels
         best.update(frames.mean(0), frames)

@@ -3,6 +3,7 @@
 Several processes share the videos: `torchrun --nproc_per_node=2 test.py … --device 0 1`.
 """
 
+import hashlib
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -17,12 +18,12 @@ import pictures
 from args import check_local_rank, complete, load_config, test_parser
 from data import load_test
 from data.stream import chunks
-from distributed import join
+from distributed import OWN_OPTIONS, join
 from files import UserError, make_folder, run_script, sha256, write_json, write_npz
 from metrics import build_metrics
 from model import build_model
-from sampling import Futures, LastFrame, draw_noise, evaluate_batch
-from utils import describe, load_weights, to_video
+from sampling import Chunk, Futures, LastFrame, draw_noise, evaluate_batch
+from utils import describe, keep_memory, load_weights, to_video
 
 N_RANDOM = 5  # samples saved as random_1.npz …
 
@@ -61,6 +62,7 @@ def get_model(args, config, device):
 def evaluate(model, testset, scorers, fvd, args, device, part, bar):
     """Scores (N,) by metric and videos uint8 (N, T, H, W, C) by name, of the `part` (a range) of the test set; `fvd` is updated."""
     scores, videos = defaultdict(list), {}
+    chunk = Chunk(model, args.chunk) if model else None
     for indices in chunks(part, args.batch_size):
         truth = testset.videos(indices)
         x = to_video(torch.from_numpy(truth), device)
@@ -69,7 +71,7 @@ def evaluate(model, testset, scorers, fvd, args, device, part, bar):
             futures = LastFrame(given, len(target))
         else:
             noise = draw_noise(model, args.test_seed, 'test', indices, args.n_samples, args.nt_gen)
-            futures = Futures(model, given, len(target), noise, args.n_euler_steps)
+            futures = Futures(model, given, len(target), noise, args.n_euler_steps, chunk=chunk)
         batch_scores, frames = evaluate_batch(futures, target, scorers, max(N_RANDOM, args.fvd_samples), lambda: bar.update(len(indices)))
         frames = {name: video.permute(0, 1, 3, 4, 2).cpu().numpy() for name, video in frames.items()}  # (T, B, H, W, C)
         if fvd is not None:
@@ -201,11 +203,14 @@ def write_results(out_dir, scores, videos, fvd, protocol, testset, args):
 def main(argv=None):
     with join() as world:
         args, config = world.call(lambda: resolve(argv))
-        world.agree(vars(args))
+        world.agree(vars(args), OWN_OPTIONS)
         device = world.call(lambda: world.device(args.device))
         torch.backends.cudnn.allow_tf32 = False  # scores in full float32
+        if device.type == 'cpu':
+            keep_memory()
         scorers, model, digest, testset, n_videos, fvd = world.call(lambda: prepare(args, config, device, world))
         protocol = get_protocol(args, config, n_videos, digest, fvd)
+        world.agree(protocol | {'a test set with first video': hashlib.sha256(testset.videos([0]).tobytes()).hexdigest()[:8]})
         out_dir = world.call(lambda: make_folder(args.out_dir, '--out_dir') if world.main else None)
         part = world.part(n_videos)
         if world.main:

@@ -3,246 +3,28 @@
 Several processes: `torchrun --nproc_per_node=2 train.py … --device 0 1`.
 """
 
-import contextlib
+import hashlib
 import json
-import math
 import secrets
-import signal
-import statistics
 import sys
-import time
-from pathlib import Path
-
-import torch
-from tqdm import tqdm
 
 from args import config_dict, parse_train
 from data import load_train
-from data.stream import BatchStream, chunks, make_loader
-from distributed import StopSignal, distribute, join
+from data.stream import BatchStream
+from distributed import OWN_OPTIONS, join
 from files import UserError, make_folder, run_script, write_json
-from log import TERMS, RunLog
-from model import build_model, loss
-from precision import build_precision
-from sampling import draw_noise, validation_psnr
-from utils import check_compile, describe, load, save, stream_generator, to_video
-
-
-class Stopped(Exception):
-    """The run was asked to stop by a signal."""
-
-
-class NotFinite(Exception):
-    """The loss or a weight is infinite or not a number."""
-
-
-def learning_rate(k, config):
-    """Learning rate of update k = 1, 2, …: constant for `burnin` updates, then linear to 0 in `n_iter`."""
-    decay = max(0, k - config.lr_scheduling_burnin) / max(1, config.lr_scheduling_n_iter)
-    return config.lr * max(0., 1 - decay)
-
-
-class Trainer:
-    """A run: model, optimiser, place in the data, logs and files.
-
-    Several processes train one model: each takes its part of every batch and of the validation videos.
-
-    Parameters
-    ----------
-    config : argparse.Namespace
-        Resolved configuration.
-    sources : pair of sources of training and validation videos (see `data`)
-    device : torch.device
-    world : distributed.World
-    state : dict
-        What a continued run takes over (`read_state`).
-    """
-
-    def __init__(self, config, sources, device, world, state=None):
-        self.config, self.device, self.world = config, device, world
-        self.folder = Path(config.save_path)
-        self.n_steps = config.lr_scheduling_burnin + config.lr_scheduling_n_iter
-        self.train_stream = BatchStream(sources[0], config.seed, 'train', config.seq_len)
-        self.val_stream = BatchStream(sources[1], config.seed, 'val', config.seq_len_test)
-        torch.manual_seed(config.seed)
-        self.model = build_model(config).to(self.device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr)
-        self.precision = build_precision(config, self.model, self.optimizer, device)
-        self.network = self.model   # with the other processes, once it runs
-        self.step = 0               # updates done
-        self.validated = 0          # step of the last validation
-        self.score = self.best = -math.inf
-        self.sums, self.n_summed = [0.] * len(TERMS), 0  # loss terms since the last line of the log
-        self.saved = None           # (step, validated) of the last state on disk
-        self.stopped = False
-        if state is not None:
-            self.restore(state)
-
-    # State
-
-    def restore(self, state):
-        path = self.folder / 'state.pt'
-        try:
-            state = dict(state)
-            self.model.load_state_dict(state['model'])
-            self.optimizer.load_state_dict(state['optimizer'])
-            self.precision.load_state_dict(state['precision'])
-            for name in ('step', 'validated', 'score', 'best', 'sums', 'n_summed'):
-                setattr(self, name, state[name])
-            processes, accumulate = state['processes'], state['accumulate']
-        except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f'--resume: {path} is not a state of this run ({error}); it cannot be continued') from None
-        if self.step > self.n_steps:
-            raise UserError(f'--resume: {path} is of step {self.step:,}, but the run has {self.n_steps:,} steps; was config.json changed?')
-        self.saved = self.step, self.validated
-        now = self.world.size, self.config.accumulate
-        if now != (processes, accumulate) and self.world.main:
-            print(f'note: {describe_split(*now)} instead of {describe_split(processes, accumulate)} share a batch from now on; weights, optimiser, '
-                  'schedule, videos and random numbers go on exactly, but sums are rounded in another order'
-                  + (', and batch normalisation sees other parts of a batch' if accumulate != now[1] else ''))
-
-    def save_state(self):
-        """Save all that a continued run needs, and the weights by themselves as `model.pt`."""
-        if self.saved == (self.step, self.validated) or not self.world.main:
-            return
-        weights = self.model.state_dict()
-        if not all(v.isfinite().all() for v in weights.values()):
-            raise NotFinite(f'a weight after step {self.step:,}')
-        save(self.folder / 'model.pt', weights)  # first: a run killed in between repeats both
-        save(self.folder / 'state.pt', {
-            'model': weights, 'optimizer': self.optimizer.state_dict(), 'precision': self.precision.state_dict(), 'step': self.step,
-            'validated': self.validated, 'score': self.score, 'best': self.best, 'sums': self.sums, 'n_summed': self.n_summed,
-            'processes': self.world.size, 'accumulate': self.config.accumulate})
-        self.saved = self.step, self.validated
-
-    # Steps
-
-    def train_step(self, batch, stop):
-        """One update on this process's part of a batch, uint8 (T, B', H, W, C).
-
-        The random numbers are drawn for the whole batch and depend on seed and step only, so that a run does not depend on how its
-        batches are split. Afterwards, `self.stopped` tells whether any process was asked to stop.
-        """
-        c, world = self.config, self.world
-        generator = stream_generator(c.seed, 'noise', self.step)
-        noise = self.model.draw_noise(c.seq_len, c.batch_size, generator=generator)
-        frames = self.model.draw_frames(c.seq_len, c.batch_size, generator=generator)
-        for group in self.optimizer.param_groups:
-            group['lr'] = learning_rate(self.step + 1, c)
-        self.optimizer.zero_grad()
-        mine = world.part(c.batch_size)
-        values = 0
-        for k in range(c.accumulate):
-            videos = mine[len(mine) * k // c.accumulate:len(mine) * (k + 1) // c.accumulate]
-            part, last = slice(videos.start, videos.stop), k == c.accumulate - 1
-            x = to_video(batch[:, videos.start - mine.start:videos.stop - mine.start], self.device)
-            with contextlib.nullcontext() if last or world.size == 1 else self.network.no_sync():
-                with self.precision.autocast():
-                    out = self.network(x, c.seq_len, noise=noise.of(part, x.device), frames=frames.of(part, x.device))
-                losses = loss(x, out, obs_scale=c.obs_scale, beta_y=c.beta_y, beta_z=c.beta_z, l2_res=c.l2_res)
-                share = len(videos) / c.batch_size
-                self.precision.backward(losses.loss * share * world.size, last)  # gradients become means over processes
-            values += share * torch.stack(losses).detach()
-        *values, stopped = world.sum([*values.tolist(), stop.received is not None])
-        if not all(map(math.isfinite, values)):
-            raise NotFinite(f'the loss of step {self.step + 1:,}')
-        self.precision.step(self.optimizer)
-        self.step += 1
-        self.sums = [s + v for s, v in zip(self.sums, values)]
-        self.n_summed += 1
-        self.stopped = bool(stopped)
-        return dict(zip(TERMS, values))
-
-    def validate(self, stop):
-        """Score the best of N predictions of the validation videos (`validation_psnr`) and keep the best model so far."""
-        c, world = self.config, self.world
-        self.model.eval()
-        scores = torch.zeros(c.n_iter_test * c.batch_size_test, dtype=torch.float64)
-        batches = chunks(world.part(len(scores)), c.batch_size_test)
-        loader = make_loader(self.val_stream, batches, min(c.n_workers, 1))
-        for videos, batch in zip(batches, tqdm(loader, 'validation', leave=False, unit='batch', dynamic_ncols=True, disable=not world.main)):
-            if stop.received is not None:
-                break
-            noise = draw_noise(self.model, c.seed, 'val', videos, c.n_samples_test, c.seq_len_test)
-            scores[videos.start:videos.stop] = validation_psnr(self.model, to_video(batch, self.device), c.nt_cond, noise)
-        self.model.train()
-        *scores, stopped = world.sum([*scores.tolist(), stop.received is not None])
-        if stopped:
-            self.stopped = True
-            raise Stopped
-        self.score, self.validated = statistics.fmean(scores), self.step
-        if self.score > self.best:
-            self.best = self.score
-            if world.main:
-                save(self.folder / 'model_best.pt', self.model.state_dict())
-
-    def due(self, interval):
-        """Whether something done every `interval` steps, and at the end, is due."""
-        return self.step > 0 and (self.step % interval == 0 or self.step == self.n_steps)
-
-    def log_terms(self, log, seconds):
-        """Write the means of the loss terms since the last line, over `seconds`."""
-        log.write(self.step, **{k: s / self.n_summed for k, s in zip(TERMS, self.sums)}, lr=learning_rate(self.step, self.config),
-                  steps_per_s=self.n_summed / seconds)
-        self.sums, self.n_summed = [0.] * len(TERMS), 0
-
-    def run(self):
-        """Train to the end, or to a signal; returns the signal's number, or None."""
-        c, world = self.config, self.world
-        if c.compile:
-            self.model.compile_networks()
-        if world.size > 1:
-            self.network = distribute(self.model, self.device)
-        mine = world.part(c.batch_size)
-        videos = (range(i * c.batch_size + mine.start, i * c.batch_size + mine.stop) for i in range(self.step, self.n_steps))
-        loader = make_loader(self.train_stream, videos, c.n_workers, self.device.type == 'cuda', world.local_size)
-        self.model.train()
-        with StopSignal(world) as stop, RunLog(self.folder, self.step, world.main) as log, \
-                tqdm(total=self.n_steps, initial=self.step, unit='step', dynamic_ncols=True, smoothing=0.05, disable=not world.main) as bar:
-            batches, since = iter(loader), time.monotonic()
-            try:
-                while True:
-                    if self.due(c.val_interval) and self.validated != self.step:
-                        started = time.monotonic()
-                        self.validate(stop)
-                        log.write(self.step, val_psnr=self.score, best_psnr=self.best)
-                        since += time.monotonic() - started
-                    if self.due(c.state_interval):
-                        self.save_state()
-                    if self.step == self.n_steps:
-                        return None
-                    terms = self.train_step(next(batches), stop)
-                    if self.due(c.log_interval):
-                        now = time.monotonic()
-                        self.log_terms(log, now - since)
-                        since = now
-                    if world.main and c.chkpt_interval and self.step % c.chkpt_interval == 0:
-                        save(self.folder / f'model_{self.step}.pt', self.model.state_dict())
-                    bar.set_postfix({k: f'{terms[k]:.5g}' for k in TERMS[:4]}
-                                    | {'val': f'{self.score:.2f} dB' if self.validated else '-'}, refresh=False)
-                    bar.update()
-                    if self.stopped:
-                        raise Stopped
-            except (Stopped, BrokenPipeError):  # the latter: nobody reads the output any more
-                self.save_state()
-                return stop.received or (signal.SIGTERM if self.stopped else signal.SIGPIPE)
+from model import build_model
+from trainer import NotFinite, Trainer, describe_split, read_state
+from utils import check_compile, describe, keep_memory
 
 
 def n_parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def describe_split(processes, accumulate):
-    """What a batch is split into, for people."""
-    return f'{processes} process{"es" if processes > 1 else ""}' + f' with {accumulate} parts each' * (accumulate > 1)
-
-
-def read_state(folder):
-    """State of a run that is continued; None if it ended before its first one: then configuration and seed are all there is."""
-    for tmp in Path(folder).glob('.*.tmp'):
-        tmp.unlink()  # what a run that was killed while saving left behind
-    path = Path(folder) / 'state.pt'
-    return load(path) if path.exists() else None
+def fingerprint(source, config):
+    """Digest of the first videos of a source: those of the same data are the same on all machines."""
+    return hashlib.sha256(BatchStream(source, config.seed, 'train', 2)[range(16)].tobytes()).hexdigest()[:8]
 
 
 def prepare_folder(config):
@@ -275,7 +57,7 @@ def main(argv=None):
 def train(argv, world):
     """Train as one of the processes of `world`; returns the exit code."""
     config = world.call(lambda: resolve(argv, world))
-    world.agree(vars(config))
+    world.agree(vars(config), OWN_OPTIONS)
     if config.seed is None:
         config.seed = world.share(secrets.randbelow(2 ** 32))
     say = print if world.main else lambda *_, **__: None
@@ -284,12 +66,17 @@ def train(argv, world):
         say(f'{n_parameters(build_model(config)):,} parameters; nothing was written (--dry_run)')
         return 0
     device = world.call(lambda: world.device(config.device))
+    world.agree({'a device of type': device.type})
+    if device.type == 'cpu':
+        keep_memory()
     if config.compile:
         world.call(lambda: check_compile(device))
     sources = world.call(lambda: load_train(config))
+    world.agree({f'{name} videos': fingerprint(source, config) for name, source in zip(('training', 'validation'), sources)})
     world.call(lambda: prepare_folder(config) if world.main else None)
     state = world.share(world.call(lambda: read_state(config.save_path) if world.main and config.resume else None))
     trainer = world.call(lambda: Trainer(config, sources, device, world, state))
+    world.agree({'numbers of type': trainer.precision.name})
     if trainer.step == trainer.validated == trainer.n_steps:
         say(f'the run in {config.save_path} is complete: {trainer.step:,} steps')
         return 0
@@ -303,7 +90,8 @@ def train(argv, world):
             print(f'error: {error} is not finite; {last}; a lower --lr may help', file=sys.stderr)
         return 1
     if received is not None:
-        say(f'stopped after step {trainer.step:,}; continue with: python train.py --resume --save_path {config.save_path}')
+        say(f'stopped after step {trainer.step:,}; continue with: '
+            + (f'torchrun --nproc_per_node={world.local_size}' if world.size > 1 else 'python') + f' train.py --resume --save_path {config.save_path}')
         return 128 + received
     say(f'done: best validation PSNR {trainer.best:.2f} dB; weights in {config.save_path}: model.pt (last), model_best.pt')
     return 0

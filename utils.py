@@ -99,6 +99,11 @@ def check_compile(device):
 
 # Memory
 
+def is_out_of_memory(error):
+    """Whether an error tells that there is too little memory, of a GPU or of the system."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def keep_memory():
     """Let the C library keep freed memory for later use instead of returning large blocks to the system one by one (glibc).
 

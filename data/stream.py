@@ -61,6 +61,7 @@ def _init_worker(_):
 @atexit.register
 def _kill_workers():
     # Python waits for the workers of a loader still in use, as after an exception, and these ignore its request to end.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would tell that as an error of theirs
     for process in multiprocessing.active_children():
         process.kill()
 

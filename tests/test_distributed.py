@@ -112,11 +112,11 @@ def free_port():
         return s.getsockname()[1]
 
 
-def machines(*folders_and_options):
+def machines(*options, script='train.py'):
     """A job of a process on each of two machines, both of which are this one."""
     where = f'--rdzv_endpoint=127.0.0.1:{free_port()}'
-    jobs = [start(*argv, launcher=[*RUN, '--nnodes=2', '--nproc_per_node=1', '--rdzv_backend=c10d', '--rdzv_id=job', where])
-            for argv in folders_and_options]
+    jobs = [start(*argv, launcher=[*RUN, '--nnodes=2', '--nproc_per_node=1', '--rdzv_backend=c10d', '--rdzv_id=job', where], script=script)
+            for argv in options]
     ends = [job.communicate(timeout=240) for job in jobs]
     return [job.returncode for job in jobs], ends
 
@@ -133,8 +133,39 @@ def test_two_machines_without_a_common_disk_train_as_one(alone, tmp_path):
 def test_machines_started_with_different_options_stop(tmp_path):
     codes, ends = machines(options(tmp_path / 'run'), options(tmp_path / 'run', '--lr', '0.5'))
     text = ''.join(err for _, err in ends)
-    assert 0 not in codes and text.count('error: process 1 was started with lr ') == 1
+    assert 0 not in codes and len(re.findall(r'error: process \d has lr ', text)) == 1
     assert not (tmp_path / 'run').exists()
+
+
+def test_machine_that_fails_ends_the_other_one(tmp_path):
+    """Here alone in a long validation, while a launcher ends the processes of its own machine only."""
+    script = tmp_path / 'fail.py'
+    script.write_text(f"""
+import os, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import train, trainer
+def validation_psnr(*args):
+    if os.environ['RANK'] == '1':
+        raise ValueError('a message of process 1')
+    time.sleep(600)
+trainer.validation_psnr = validation_psnr
+sys.exit(train.main())
+""")
+    started = time.time()
+    codes, ends = machines(*(options(tmp_path / name / 'run', *steps(1, 0)) for name in ('one', 'two')), script=script)
+    text = ''.join(err for _, err in ends)
+    assert time.time() - started < 90 and codes == [1, 1] and 'ValueError: a message of process 1' in text
+    assert text.count('process 0 ends, for it has lost another one') == 1
+
+
+def test_machines_with_different_weights_stop(run_dir, data_dir, tmp_path):
+    other = tmp_path / 'other'
+    other.mkdir()
+    (other / 'config.json').write_text((run_dir / 'config.json').read_text())
+    torch.save({k: v + 1 for k, v in load(run_dir / 'model.pt').items()}, other / 'model.pt')
+    argv = ['--data_dir', data_dir, '--nt_gen', '8', '--n_samples', '1', '--n_videos', '2', '--metrics', 'psnr', '--out_dir', tmp_path / 'out']
+    codes, ends = machines([*argv, '--xp_dir', run_dir], [*argv, '--xp_dir', other], script='test.py')
+    assert 0 not in codes and ''.join(err for _, err in ends).count('checkpoint_sha256') == 1 and not list(tmp_path.glob('out/*'))
 
 
 def test_absent_seed_is_chosen_once_and_shared(tmp_path):
@@ -167,13 +198,13 @@ def test_resume_with_another_number_of_processes(before, after, alone, tmp_path,
     script.write_text(f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
-import train
-step = train.Trainer.train_step
+import train, trainer
+step = trainer.Trainer.train_step
 def stopping(self, *args):
     if self.step == 6 and self.world.rank == self.world.size - 1:  # one process alone is told
         os.kill(os.getpid(), signal.SIGTERM)
     return step(self, *args)
-train.Trainer.train_step = stopping
+trainer.Trainer.train_step = stopping
 sys.exit(train.main())
 """)
     if before == 1:
@@ -206,12 +237,12 @@ def test_sigterm_to_the_launcher_saves_the_state_once(tmp_path):
     script.write_text(f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-import train
-save = train.save
+import train, trainer
+save = trainer.save
 def counting(path, value):
     open({str(saves)!r}, 'a').write(path.name + '\\n')
     save(path, value)
-train.save = counting
+trainer.save = counting
 sys.exit(train.main())
 """)
     process = start(*options(folder, *steps(5000, 0), '--state_interval', '10000', '--val_interval', '10000'), script=script)
@@ -233,7 +264,7 @@ def test_process_that_is_killed_ends_the_job(tmp_path):
     started = time.time()
     _, err = process.communicate(timeout=60)
     assert time.time() - started < 60 and process.returncode == 1
-    assert 'SIGKILL' in err and 'for another one has ended' in err
+    assert 'SIGKILL' in err and 'process 0 ends, for it has lost another one' in err
 
 
 def test_process_that_fails_ends_the_job_with_its_message(tmp_path):
@@ -241,19 +272,19 @@ def test_process_that_fails_ends_the_job_with_its_message(tmp_path):
     script.write_text(f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-import train
-step = train.Trainer.train_step
+import train, trainer
+step = trainer.Trainer.train_step
 def failing(self, *args):
     if self.step == 3 and self.world.rank == 1:
         raise ValueError('a message of process 1')
     return step(self, *args)
-train.Trainer.train_step = failing
+trainer.Trainer.train_step = failing
 sys.exit(train.main())
 """)
     started = time.time()
     _, err = run(*options(tmp_path / 'run', *steps(5000, 0)), script=script, code=1)
     assert time.time() - started < 90 and 'ValueError: a message of process 1' in err
-    assert err.count('Traceback (most recent call last)') - err.count('torch/distributed/run.py') <= 1
+    assert 'process 0 ends, for it has lost another one' in err
 
 
 def test_evaluation_is_shared(run_dir, data_dir, tmp_path):

@@ -10,11 +10,13 @@ import torch.nn as nn
 
 import distributed
 import train
+import trainer
 from args import parse_train
 from conftest import TINY, steps
 from data import load_train
 from distributed import World
 from files import UserError
+from model import build_model
 from precision import Apex, Precision, amp_dtype
 from utils import check_compile, load
 
@@ -44,13 +46,13 @@ def float32(tmp_path_factory):
 
 @needs_bfloat16
 def test_bfloat16_trains_with_the_loss_in_float32(float32, tmp_path, monkeypatch):
-    real, seen = train.loss, []
+    real, seen = trainer.loss, []
 
     def loss(x, out, **weights):
         result = real(x, out, **weights)
         seen.append((out.x_.dtype, out.y.dtype, {v.dtype for v in result}, torch.is_autocast_enabled('cpu')))
         return result
-    monkeypatch.setattr(train, 'loss', loss)
+    monkeypatch.setattr(trainer, 'loss', loss)
     assert train.main(options(tmp_path, '--torch_amp')) == 0
     assert seen == [(torch.bfloat16, torch.float32, {torch.float32}, False)] * 6
     found = losses(tmp_path)
@@ -87,7 +89,7 @@ def test_gradients_are_scaled_for_float16_only():
 
 
 def test_resume_keeps_the_scaler(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, 'build_precision', lambda config, model, optimizer, device: Precision(device, torch.float16))
+    monkeypatch.setattr(trainer, 'build_precision', lambda config, model, optimizer, device: Precision(device, torch.float16))
     assert train.main(options(tmp_path)) == 0
     path = tmp_path / 'run' / 'state.pt'
     state = load(path)
@@ -97,6 +99,19 @@ def test_resume_keeps_the_scaler(tmp_path, monkeypatch):
     assert train.main(['--resume', '--save_path', str(tmp_path / 'run')]) == 0
     found = load(path)['precision']
     assert found['scale'] == 32 and found['_growth_tracker'] == 7  # two steps later
+
+
+@needs_bfloat16
+def test_resume_keeps_the_type_that_auto_chose(tmp_path):
+    assert train.main(options(tmp_path, '--torch_amp')) == 0
+    path = tmp_path / 'run' / 'state.pt'
+    state = load(path)
+    assert state['dtype'] == 'bfloat16'
+    torch.save({**state, 'dtype': 'float16', 'step': 4}, path)  # as of a GPU without bfloat16
+    with pytest.raises(UserError, match='--amp_dtype float16 needs a CUDA device'):
+        train.main(['--resume', '--save_path', str(tmp_path / 'run')])
+    assert train.main(['--resume', '--save_path', str(tmp_path / 'run'), '--amp_dtype', 'bfloat16']) == 0
+    assert load(path)['step'] == 6
 
 
 # By apex
@@ -184,11 +199,11 @@ def test_refusal_of_apex_is_a_sentence(apex):
 
 def trainer_and_batch(folder, *more):
     config = parse_train(options(folder, *more))
-    trainer = train.Trainer(config, load_train(config), CPU, World())
-    for m in trainer.model.modules():
+    run = trainer.Trainer(config, load_train(config), CPU, World())
+    for m in run.model.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.eval()  # its statistics are those of a part
-    return trainer, torch.from_numpy(trainer.train_stream[range(6)])
+    return run, torch.from_numpy(run.train_stream[range(6)])
 
 
 @pytest.fixture
@@ -204,9 +219,9 @@ def test_accumulated_gradient_is_that_of_the_batch(more, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.Tensor, 'float', torch.Tensor.double)  # cancellation in float32 hides what is compared
     gradients, terms = [], []
     for n in (1, 2, 4):  # parts of 6; 3; 1 and 2 videos
-        trainer, batch = trainer_and_batch(tmp_path, '--accumulate', str(n), *more)
-        terms.append(list(trainer.train_step(batch, NOT_STOPPED).values()))
-        gradients.append([p.grad for p in trainer.model.parameters()])
+        run, batch = trainer_and_batch(tmp_path, '--accumulate', str(n), *more)
+        terms.append(list(run.train_step(batch, NOT_STOPPED).values()))
+        gradients.append([p.grad for p in run.model.parameters()])
     for n, found in zip((2, 4), gradients[1:]):
         for expected, grad in zip(gradients[0], found):
             torch.testing.assert_close(grad, expected, rtol=1e-9, atol=1e-9)
@@ -224,7 +239,7 @@ def test_compiled_networks_are_the_same(float32, tmp_path, monkeypatch):
     assert train.main(options(tmp_path, '--compile')) == 0
     assert {type(m).__name__ for m in compiled} == {'DCGANEncoder', 'DCGANDecoder', 'MLP', 'Sequential', 'Linear'} and len(compiled) == 8
     assert losses(tmp_path) == pytest.approx(float32, rel=1e-6)
-    assert load(tmp_path / 'run' / 'model.pt').keys() == train.build_model(parse_train(options(tmp_path))).state_dict().keys()
+    assert load(tmp_path / 'run' / 'model.pt').keys() == build_model(parse_train(options(tmp_path))).state_dict().keys()
 
 
 def test_compile_that_does_not_work_is_a_sentence(monkeypatch):
@@ -238,7 +253,7 @@ def test_compile_that_does_not_work_is_a_sentence(monkeypatch):
 # Batch normalisation over processes, by one
 
 def test_synchronised_batch_norm_of_one_process_is_that_of_pytorch(monkeypatch):
-    monkeypatch.setattr(distributed.dist, 'all_reduce', lambda x: None)
+    monkeypatch.setattr(distributed.dist, 'all_reduce', lambda x, group: None)
     torch.manual_seed(0)
     plain, sync = nn.BatchNorm2d(3), distributed.SyncBatchNorm(3)
     for m in (plain, sync):

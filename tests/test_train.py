@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import train
+import trainer
 from args import load_config
 from conftest import ROOT, TINY, steps
 from model import build_model
@@ -103,8 +104,8 @@ def test_tensorboard_events_hold_the_log(unbroken):
 
 def test_learning_rate_of_each_update():
     config = load_config_like(lr=2., burnin=3, n_iter=4)
-    assert [train.learning_rate(k, config) for k in range(1, 9)] == [2, 2, 2, 1.5, 1, 0.5, 0, 0]
-    assert train.learning_rate(3, load_config_like(lr=2., burnin=3, n_iter=0)) == 2
+    assert [trainer.learning_rate(k, config) for k in range(1, 9)] == [2, 2, 2, 1.5, 1, 0.5, 0, 0]
+    assert trainer.learning_rate(3, load_config_like(lr=2., burnin=3, n_iter=0)) == 2
 
 
 def load_config_like(lr, burnin, n_iter):
@@ -143,17 +144,17 @@ def test_run_killed_before_its_first_state_resumes_bit_for_bit(unbroken, tmp_pat
 
 def test_run_killed_between_two_files_repeats_both(unbroken, tmp_path, monkeypatch):
     folder = tmp_path / 'run'
-    real = train.save
+    real = trainer.save
 
     def save(path, value):
         real(path, value)
         if path.name == 'model.pt' and len(rows(folder)) > 85:  # of 80 steps and 8 validations
             raise KeyboardInterrupt
-    monkeypatch.setattr(train, 'save', save)
+    monkeypatch.setattr(trainer, 'save', save)
     with pytest.raises(KeyboardInterrupt):
         train.main(options(folder))
     assert load(folder / 'state.pt')['step'] < 80
-    monkeypatch.setattr(train, 'save', real)
+    monkeypatch.setattr(trainer, 'save', real)
     assert train.main(['--resume', '--save_path', str(folder)]) == 0
     assert_same_end(folder, unbroken)
 
@@ -199,7 +200,7 @@ def test_signalled_run_saves_its_state_and_resumes_bit_for_bit(number, code, unb
 @pytest.mark.parametrize('step', [10, 80])  # the first validation and that at the end
 def test_run_stopped_during_validation_repeats_it(step, unbroken, tmp_path, monkeypatch):
     folder = tmp_path / 'run'
-    validate = train.validation_psnr
+    validate = trainer.validation_psnr
     calls = []
 
     def interrupted(*args):
@@ -208,12 +209,12 @@ def test_run_stopped_during_validation_repeats_it(step, unbroken, tmp_path, monk
             os.kill(os.getpid(), signal.SIGTERM)
         return validate(*args)
     handler = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(train, 'validation_psnr', interrupted)
+    monkeypatch.setattr(trainer, 'validation_psnr', interrupted)
     assert train.main(options(folder)) == 143
     assert signal.getsignal(signal.SIGTERM) == handler
     state = load(folder / 'state.pt')
     assert state['step'] == step and state['validated'] == step - 10
-    monkeypatch.setattr(train, 'validation_psnr', validate)
+    monkeypatch.setattr(trainer, 'validation_psnr', validate)
     assert train.main(['--resume', '--save_path', str(folder)]) == 0
     assert_same_end(folder, unbroken)
 
@@ -262,14 +263,14 @@ def test_resume_refuses_another_configuration(unbroken, tmp_path):
 
 def test_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, capsys):
     folder = tmp_path / 'run'
-    real = train.loss
+    real = trainer.loss
 
     def loss(*args, **kwargs):
         losses = real(*args, **kwargs)
         loss.calls += 1
         return losses._replace(loss=losses.loss * float('nan')) if loss.calls == 11 else losses
     loss.calls = 0
-    monkeypatch.setattr(train, 'loss', loss)
+    monkeypatch.setattr(trainer, 'loss', loss)
     assert train.main(options(folder)) == 1
     assert 'the loss of step 11 is not finite; the last good state is of step 8' in capsys.readouterr().err
     assert all(v.isfinite().all() for v in load(folder / 'model.pt').values())
