@@ -103,6 +103,24 @@ def upsampling_kernel(weight):
     return torch.einsum('ai,bj,ocij->coab', taps, taps, weight).contiguous(memory_format=torch.channels_last)
 
 
+def conv_transpose_to_one(h, kernel, bias, stride, padding):
+    """As `F.conv_transpose2d`, without bias, to a single channel (grey frames), which would leave most lanes of a processor idle.
+
+    One matrix product gives what each pixel adds to its surroundings (taps); `fold` adds them up.
+    """
+    N, C, H, W = h.shape
+    k, (stride, _), (padding, _) = kernel.shape[-1], stride, padding
+    taps = kernel.reshape(C, k * k).T @ h.permute(0, 2, 3, 1).reshape(N, H * W, C).transpose(1, 2)  # (N, k k, H W)
+    return F.fold(taps.float(), [(n - 1) * stride - 2 * padding + k for n in (H, W)], k, padding=padding, stride=stride)
+
+
+def function_of(layer):
+    """Function of a convolution without bias: of input, kernel, bias, stride and padding."""
+    if isinstance(layer, nn.Conv2d):
+        return F.conv2d
+    return conv_transpose_to_one if layer.out_channels == 1 else F.conv_transpose2d
+
+
 def convolve(layer, h, skip=None, up=False):
     """What `layer` makes of h, upsampled if `up`, joined by `skip` on the channels.
 
@@ -116,10 +134,9 @@ def convolve(layer, h, skip=None, up=False):
         Of video b, which frames b, B + b, 2 B + b … belong to.
     up : bool
     """
-    transposed = isinstance(layer, nn.ConvTranspose2d)
-    conv, weight = (F.conv_transpose2d if transposed else F.conv2d), layer.weight
+    conv, weight = function_of(layer), layer.weight
     if skip is not None:
-        weight, skip_weight = weight.split([h.shape[1], skip.shape[1]], 0 if transposed else 1)
+        weight, skip_weight = weight.split([h.shape[1], skip.shape[1]], 0 if isinstance(layer, nn.ConvTranspose2d) else 1)
     if up and len(h) * h.shape[2] * h.shape[3] >= FEW_PIXELS:
         out = F.conv_transpose2d(h, upsampling_kernel(weight), stride=2, padding=1)
     else:
@@ -193,7 +210,7 @@ class FrozenDecoder:
             if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 continue
             transposed = isinstance(layer, nn.ConvTranspose2d)
-            conv, kernel, stride, padding, bias = F.conv_transpose2d if transposed else F.conv2d, layer.weight, layer.stride, layer.padding, None
+            conv, kernel, stride, padding, bias = function_of(layer), layer.weight, layer.stride, layer.padding, None
             activated = k + 1 < len(layers)  # all but the last one: batch normalisation and LeakyReLU
             if activated:
                 norm = layers[k + 1][0]

@@ -87,16 +87,27 @@ class LPIPS(nn.Module):
         # Normalisation of ImageNet, rescaled for an input in [-1, 1]
         self.register_buffer('shift', torch.tensor([-.030, -.088, -.188])[:, None, None])
         self.register_buffer('scale', torch.tensor([.458, .448, .450])[:, None, None])
-        self.requires_grad_(False).eval()
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # in which convolutions and poolings are fastest
+
+    def first(self, x):
+        """First convolution of frames (N, C, H, W) in [0, 1], in three channels a x + b.
+
+        Those of grey frames are equal but for a and b: one convolution by the sum of the kernels times a, and one of b for all frames.
+        """
+        conv = self.convolutions[0]
+        a, b = 2 / self.scale, -(1 + self.shift) / self.scale
+        if x.shape[1] == 3:
+            return conv(a * x + b)
+        kernel = (conv.weight * a).sum(1, keepdim=True)
+        h = F.conv2d(x, kernel, None, conv.stride, conv.padding).contiguous(memory_format=torch.channels_last)  # which one channel does not tell
+        return h.add_(conv(b.expand(1, 3, *x.shape[2:])))
 
     def features(self, x):
         """Activations of frames (N, C, H, W) in [0, 1] after the five convolutions, normalised along channels."""
-        h = (2 * x.expand(-1, 3, -1, -1) - 1 - self.shift) / self.scale  # grey is repeated
-        features = []
+        features, h = [], None
         for conv, (_, _, pool) in zip(self.convolutions, CONVOLUTIONS):
-            if pool:
-                h = F.max_pool2d(h, 3, 2)
-            h = F.relu(conv(h))
+            h = conv(F.max_pool2d(h, 3, 2) if pool else h) if features else self.first(x)
+            h = F.relu_(h)
             features.append(h / (h.square().sum(1, keepdim=True).sqrt() + 1e-10))
         return features
 

@@ -50,7 +50,7 @@ def test_bfloat16_trains_with_the_loss_in_float32(float32, tmp_path, monkeypatch
 
     def loss(x, out, **weights):
         result = real(x, out, **weights)
-        seen.append((out.x_.dtype, out.y.dtype, {v.dtype for v in result}, torch.is_autocast_enabled('cpu')))
+        seen.append((out.q_z_params.dtype, out.y.dtype, {v.dtype for v in result}, torch.is_autocast_enabled('cpu')))
         return result
     monkeypatch.setattr(trainer, 'loss', loss)
     assert train.main(options(tmp_path, '--torch_amp')) == 0
