@@ -44,13 +44,13 @@ class Chunk:
         device = next(model.parameters()).device
         if size is None and device.type == 'cuda':
             widest = model.decoder.widest * 4  # bytes of a frame's largest activation
-            size = torch.cuda.mem_get_info(device)[0] // (8 * widest)  # two of them, a workspace, and as much again for the metrics
+            size = min(4096, torch.cuda.mem_get_info(device)[0] // (8 * widest))  # two of them, a workspace, and room for the metrics
         self.size = max(1, size or 128)
 
     def decode(self, decode, y):
         """Frames (T, B, nc, 64, 64) that the function `decode` draws of states y (T, B, ny), as many rows at a time as fit."""
         while True:
-            rows = max(1, self.size // y.shape[1])
+            rows = min(len(y), max(1, self.size // y.shape[1]))
             try:
                 return torch.cat([decode(part) for part in y.split(rows)])
             except RuntimeError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import data, fvd
+from benchmarks import data, fvd, speed
 
 
 def processor():
@@ -23,11 +23,14 @@ def processor():
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--gigabytes', type=float, default=4, help='size of the dataset on disk in the test of memory')
+    parser.add_argument('--parts', nargs='+', choices=['data', 'speed', 'fvd'], default=['data', 'speed', 'fvd'], help='what to measure')
     args = parser.parse_args()
     print(f'{processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, '
           f'torch {torch.__version__}\n\n| what | plain | here | ratio |\n|---|---|---|---|', flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for row in itertools.chain(data.rows(Path(folder), args.gigabytes), fvd.rows(Path(folder))):
+        folder = Path(folder)
+        rows = {'data': lambda: data.rows(folder, args.gigabytes), 'speed': speed.rows, 'fvd': lambda: fvd.rows(folder)}
+        for row in itertools.chain.from_iterable(rows[part]() for part in args.parts):
             print('| ' + ' | '.join(row) + ' |', flush=True)
 
 

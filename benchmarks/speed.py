@@ -29,7 +29,7 @@ from utils import keep_memory, save
 REPEATS = 5
 BATCH = {'smmnist': 16, 'kth': 4}             # of a training step
 NT_GEN = {'smmnist': 25, 'kth': 40}           # frames of an evaluation
-N_VIDEOS, N_SAMPLES, N_PLAIN = 16, 20, 4      # of an evaluation; samples that the plain one draws, the time being scaled
+N_VIDEOS, N_SAMPLES, N_PLAIN = 16, 20, 2      # of an evaluation; samples that the plain one draws, the time being scaled
 
 
 def get_config(preset, *more):
@@ -62,12 +62,19 @@ def training(preset, variant, device):
     return lambda: run.train_step(batch, NotStopped)['loss']
 
 
+def untrained(config):
+    """Model with random weights, whose samples differ visibly."""
+    torch.manual_seed(1)
+    model = build_model(config).requires_grad_(False)
+    list(model.decoder.layers())[-1][0].weight.mul_(30)
+    return model
+
+
 def write_experiment(preset, folder):
     """Folder with an untrained model, AlexNet of random weights and a test set of 16 videos; returns the configuration."""
     config = get_config(preset, *['--digits', 'mnist5k'] * (preset == 'smmnist'))
     (folder / 'config.json').write_text(json.dumps(config_dict(config)))
-    torch.manual_seed(1)
-    save(folder / 'model.pt', build_model(config).state_dict())
+    save(folder / 'model.pt', untrained(config).state_dict())
     save(folder / 'alexnet.pth', {f'features.{i}.{k}': 0.05 * torch.randn(n_out, *[n_in, size, size][:3 * (k == 'weight')])
                                   for i, (n_in, n_out, size, _, _), _ in CONVOLUTIONS for k in ('weight', 'bias')})
     digits, labels = load_digits('mnist5k', None, False)
@@ -89,8 +96,7 @@ def evaluation(preset, variant, folder, device):
             test_script.main(list(map(str, argv)))
             return json.loads((folder / 'out' / 'results.json').read_text())['scores']['psnr']['mean']
         return run
-    torch.manual_seed(1)
-    model = plain.to_plain(build_model(config)).to(device).eval()
+    model = plain.to_plain(untrained(config)).to(device).eval()
     network = LPIPS(torch.load(folder / 'alexnet.pth', weights_only=True)).to(device, memory_format=torch.contiguous_format)
     testset = load_test(config, folder, NT_GEN[preset])
     x = torch.from_numpy(testset.videos(range(N_VIDEOS))).permute(0, 1, 4, 2, 3).contiguous().to(device).float() / 255
