@@ -236,8 +236,8 @@ def test_parser():
     parser.add_argument('--nt_gen', type=count, help='frames, given ones included; as trained (seq_len_test) if absent')
     parser.add_argument('--n_euler_steps', type=count, help='Euler steps a predicted frame; as trained if absent')
     parser.add_argument('--batch_size', type=count, default=16, help='videos at a time; does not change the scores')
-    parser.add_argument('--chunk', type=count, help='frames decoded at a time; chosen from the free memory if absent, and halved where it does '
-                                                    'not suffice')
+    parser.add_argument('--chunk', type=count, help='frames decoded at a time, at least one of each video of a batch; chosen from the free memory if '
+                                                    'absent, and halved where it does not suffice')
     add_device_option(parser, several=True)
     add_local_rank_option(parser)
     parser.add_argument('--test_seed', type=seed, default=1)

@@ -157,7 +157,7 @@ class SRVP(nn.Module):
             skips = [s[frames.skip, videos] for s in skips] if self.skipco else None
         else:
             w = self.infer_w(hx[-self.nt_inf:])
-            skips = [s[-1] for s in skips] if self.skipco else None
+            skips = [s[-1].clone() for s in skips] if self.skipco else None  # those of the other frames are let go
         return Condition(w, skips, self.infer_y_0(hx[:self.nt_inf]), self.infer_z(hx))
 
     def evolve(self, y_0, z, nt, noise=None, n_euler_steps=None):
@@ -272,7 +272,7 @@ class SRVP(nn.Module):
         y_given, _, _ = self.evolve(rsample(cond.q_y_0_params, noise.y_0),
                                     rsample(cond.q_z_params[:, None], noise.z[:K]), K + 1)
         y, _, _ = self.evolve(y_given[-1], noise.z[:0], nt + 1, noise.z[K:], n)
-        return y_given[::self.n_euler_steps], y[1:] if between else y[n::n]
+        return y_given[::self.n_euler_steps].clone(), (y[1:] if between else y[n::n]).clone()
 
 
 def build_model(config):

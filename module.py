@@ -93,29 +93,32 @@ class VGGEncoder(Encoder):
 
 # Nearest upsampling by 2, then a 3x3 convolution, gives each output pixel 9 products with 4 different input pixels. Rows (and columns) of
 # the kernel that meet the same pixel are added beforehand: a transposed 4x4 convolution of stride 2, of 4 products.
-SUMMED_TAPS = torch.tensor([[0., 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
 FEW_PIXELS = 2048  # of all frames: below, summing a kernel costs more than it saves
 
 
 def upsampling_kernel(weight):
     """Kernel (C_in, C_out, 4, 4) of the transposed convolution that upsamples and convolves with `weight` (C_out, C_in, 3, 3)."""
-    taps = SUMMED_TAPS.to(weight)
-    return torch.einsum('ai,bj,ocij->coab', taps, taps, weight).contiguous(memory_format=torch.channels_last)
+    for dim in (2, 3):
+        a, b, c = weight.unbind(dim)
+        weight = torch.stack([c, b + c, a + b, a], dim)
+    return weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
 
 def conv_transpose_to_one(h, kernel, bias, stride, padding):
-    """As `F.conv_transpose2d`, without bias, to a single channel (grey frames), which would leave most lanes of a processor idle.
+    """As `F.conv_transpose2d` to a single channel (grey frames), which would leave most lanes of a processor idle.
 
     One matrix product gives what each pixel adds to its surroundings (taps); `fold` adds them up.
     """
     N, C, H, W = h.shape
     k, (stride, _), (padding, _) = kernel.shape[-1], stride, padding
     taps = kernel.reshape(C, k * k).T @ h.permute(0, 2, 3, 1).reshape(N, H * W, C).transpose(1, 2)  # (N, k k, H W)
-    return F.fold(taps.float(), [(n - 1) * stride - 2 * padding + k for n in (H, W)], k, padding=padding, stride=stride)
+    taps = taps.to(torch.promote_types(taps.dtype, torch.float32))  # added in float32, as a convolution does
+    out = F.fold(taps, [(n - 1) * stride - 2 * padding + k for n in (H, W)], k, padding=padding, stride=stride)
+    return out if bias is None else out + bias[:, None, None]
 
 
 def function_of(layer):
-    """Function of a convolution without bias: of input, kernel, bias, stride and padding."""
+    """Function of a convolution: of input, kernel, bias, stride and padding."""
     if isinstance(layer, nn.Conv2d):
         return F.conv2d
     return conv_transpose_to_one if layer.out_channels == 1 else F.conv_transpose2d
@@ -210,12 +213,12 @@ class FrozenDecoder:
             if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 continue
             transposed = isinstance(layer, nn.ConvTranspose2d)
-            conv, kernel, stride, padding, bias = function_of(layer), layer.weight, layer.stride, layer.padding, None
+            conv, kernel, stride, padding, bias = function_of(layer), layer.weight.to(w), layer.stride, layer.padding, None
             activated = k + 1 < len(layers)  # all but the last one: batch normalisation and LeakyReLU
             if activated:
                 norm = layers[k + 1][0]
-                scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-                bias = norm.bias - norm.running_mean * scale
+                scale = norm.weight.to(w) / (norm.running_var.to(w) + norm.eps).sqrt()
+                bias = norm.bias.to(w) - norm.running_mean.to(w) * scale
                 kernel = kernel * (scale[:, None, None] if transposed else scale[:, None, None, None])
             if k == 0:  # a linear layer, from a vector to 4 x 4 pixels
                 linear = kernel.permute(0, 2, 3, 1).flatten(1)  # (nh_inf + ny, 4 · 4 · C)

@@ -43,9 +43,10 @@ class Chunk:
     def __init__(self, model, size=None):
         device = next(model.parameters()).device
         if size is None and device.type == 'cuda':
+            free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             widest = model.decoder.widest * 4  # bytes of a frame's largest activation
-            size = min(4096, torch.cuda.mem_get_info(device)[0] // (8 * widest))  # two of them, a workspace, and room for the metrics
-        self.size = max(1, size or 128)
+            size = min(4096, free // (8 * widest))  # two of them, a workspace, and room for the metrics
+        self.size = 128 if size is None else max(1, size)
 
     def decode(self, decode, y):
         """Frames (T, B, nc, 64, 64) that the function `decode` draws of states y (T, B, ny), as many rows at a time as fit."""

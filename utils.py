@@ -114,5 +114,5 @@ def keep_memory():
     except (AttributeError, OSError, TypeError):
         return  # another C library
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-    mallopt(M_MMAP_THRESHOLD, 1 << 30)
-    mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
+    if mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25):  # the latter is the most that older ones take
+        mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)

@@ -26,7 +26,7 @@ def main():
     parser.add_argument('--parts', nargs='+', choices=['data', 'speed', 'fvd'], default=['data', 'speed', 'fvd'], help='what to measure')
     args = parser.parse_args()
     print(f'{processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, '
-          f'torch {torch.__version__}\n\n| what | plain | here | ratio |\n|---|---|---|---|', flush=True)
+          f'torch {torch.__version__}' + (f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else '') + '\n\n| what | plain | here | ratio |\n|---|---|---|---|', flush=True)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         rows = {'data': lambda: data.rows(folder, args.gigabytes), 'speed': speed.rows, 'fvd': lambda: fvd.rows(folder)}

@@ -1,7 +1,6 @@
 """The plain formulation: what the specification says, step by step, nothing shared, joined or reordered."""
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
 from metrics.frame import K1, K2, SIGMA, WINDOW
@@ -95,11 +94,3 @@ def evaluate(model, network, x, nt_cond, noise, n_euler_steps=None):
             better = torch.minimum if name == 'lpips' else torch.maximum
             best[name] = better(best[name], score) if name in best else score
     return best
-
-
-def to_plain(model):
-    """The model in PyTorch's default layout, its LeakyReLUs not in place."""
-    for m in model.modules():
-        if isinstance(m, nn.LeakyReLU):
-            m.inplace = False
-    return model.to(memory_format=torch.contiguous_format)

@@ -46,7 +46,7 @@ def training(preset, variant, device):
     batch = torch.randint(256, (config.seq_len, config.batch_size, 64, 64, config.nc), dtype=torch.uint8)
     if variant == 'plain':
         torch.manual_seed(1)
-        model = plain.to_plain(build_model(config)).to(device).train()
+        model = build_model(config).to(device, memory_format=torch.contiguous_format).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
 
         def step():
@@ -88,6 +88,7 @@ def write_experiment(preset, folder):
 
 def evaluation(preset, variant, folder, device):
     """Function that evaluates a model; returns its mean best PSNR."""
+    torch.backends.cudnn.allow_tf32 = False
     config = write_experiment(preset, folder)
     if variant != 'plain':
         def run():
@@ -96,7 +97,7 @@ def evaluation(preset, variant, folder, device):
             test_script.main(list(map(str, argv)))
             return json.loads((folder / 'out' / 'results.json').read_text())['scores']['psnr']['mean']
         return run
-    model = plain.to_plain(untrained(config)).to(device).eval()
+    model = untrained(config).to(device, memory_format=torch.contiguous_format).eval()
     network = LPIPS(torch.load(folder / 'alexnet.pth', weights_only=True)).to(device, memory_format=torch.contiguous_format)
     testset = load_test(config, folder, NT_GEN[preset])
     x = torch.from_numpy(testset.videos(range(N_VIDEOS))).permute(0, 1, 4, 2, 3).contiguous().to(device).float() / 255
@@ -116,6 +117,8 @@ def serve(kind, preset, variant):
             start = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 result = run()
+            if device.type == 'cuda':
+                torch.cuda.synchronize()
             print(time.perf_counter() - start, result, flush=True)
 
 
@@ -129,7 +132,10 @@ class Variant:
         """Seconds and result of one run."""
         self.process.stdin.write('\n')
         self.process.stdin.flush()
-        return tuple(map(float, self.process.stdout.readline().split()))
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f'{" ".join(self.process.args)} failed')
+        return tuple(map(float, line.split()))
 
     def close(self):
         self.process.stdin.close()
@@ -159,6 +165,8 @@ def rows():
         yield (f'{name}, test.py, {N_VIDEOS} videos, {N_SAMPLES} samples, all metrics, seconds: plain (from {N_PLAIN} samples) / here',
                f'{plain_s:.0f}', f'{here:.0f}', f'{ratios[0]:.2f}')
         _, _, ((_, expected), (_, found)) = compare('evaluation', preset, ['few'], 1)
+        if abs(expected - found) > 1e-3:
+            raise RuntimeError(f'the scores differ: {expected} dB, {found} dB')
         yield f'{name}, difference of both scores of {N_PLAIN} samples, dB', '', f'{abs(expected - found):.1e}', ''
 
 

@@ -21,28 +21,29 @@ from sampling import Chunk, Futures, draw_noise, evaluate_batch
 SIZES = [(1, 1), (1, 3), (4, 5), (7, 1)]  # frames, videos
 
 
-@pytest.fixture(params=itertools.product(('dcgan', 'vgg'), (False, True), (1, 3)), ids=str)
+@pytest.fixture(params=[*itertools.product(('dcgan', 'vgg'), (False, True), (1, 3), (4,)), ('dcgan', True, 1, 1), ('vgg', True, 1, 1)], ids=str)
 def model(request):
-    archi, skip, nc = request.param
-    config = parse_train([*TINY, '--data_dir', 'd', '--save_path', 's', '--n_euler_steps', '2', '--archi', archi, '--nf', '4', *['--skipco'] * skip])
+    archi, skip, nc, nf = request.param
+    config = parse_train([*TINY, '--data_dir', 'd', '--save_path', 's', '--n_euler_steps', '2', '--archi', archi, '--nf', str(nf), *['--skipco'] * skip])
     config.nc = nc
     torch.manual_seed(0)
     model = build_model(config)
     with torch.no_grad():
-        for m in model.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                m.running_mean.normal_(0, 0.1)
-                m.running_var.uniform_(0.5, 1.5)
-                m.bias.normal_(0, 0.1)
         for p in model.parameters():
             p *= 2  # pictures that are not all grey
+        for m in model.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.bias.normal_(0, 0.1)
+        for _ in range(5):
+            model(torch.rand(5, 4, nc, 64, 64), 5)  # statistics of batch norm
     return model
 
 
 def inputs(model, T, B, dtype=torch.float32):
     g = torch.Generator().manual_seed(1)
     sizes = {'vgg': (8, 16, 32, 64), 'dcgan': (4, 8, 16, 32)}['vgg' if isinstance(model.decoder, module.VGGDecoder) else 'dcgan']
-    skips = [torch.randn(B, 4 * k, n, n, generator=g, dtype=dtype) for k, n in zip((8, 4, 2, 1), sizes)] if model.skipco else None
+    nf = model.encoder.conv[0][0][0].out_channels if isinstance(model.encoder.conv[0][0], nn.Sequential) else model.encoder.conv[0][0].out_channels
+    skips = [torch.randn(B, nf * k, n, n, generator=g, dtype=dtype) for k, n in zip((8, 4, 2, 1), sizes)] if model.skipco else None
     return torch.randn(B, model.w_inf[0].out_features, generator=g, dtype=dtype), torch.randn(T, B, model.ny, generator=g, dtype=dtype), skips
 
 
@@ -50,8 +51,10 @@ def inputs(model, T, B, dtype=torch.float32):
 @pytest.mark.parametrize('T, B', SIZES)
 def test_decoder_and_its_gradients(model, T, B, few, monkeypatch):
     monkeypatch.setattr(module, 'FEW_PIXELS', few)
-    model.train().double()  # gradients of batch statistics cancel: float32 would hide what is compared
-    monkeypatch.setattr(torch.Tensor, 'float', torch.Tensor.double)
+    model.train()
+    with torch.no_grad():
+        torch.testing.assert_close(model.decode(*inputs(model, T, B)), plain.decode(model.decoder, *inputs(model, T, B)), rtol=0, atol=1e-5)
+    model.double()  # gradients of batch statistics cancel: float32 would hide what is compared
     w, y, skips = inputs(model, T, B, torch.float64)
     parameters = [w, y, *(skips or [])]
     results = []
@@ -71,8 +74,20 @@ def test_decoders_in_evaluation(model, T, B):
     model.eval().requires_grad_(False)
     w, y, skips = inputs(model, T, B)
     expected = plain.decode(model.decoder, w, y, skips)
+    assert expected.std() > 0.001
     torch.testing.assert_close(model.decode(w, y, skips), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(FrozenDecoder(model.decoder, w, skips)(y), expected, rtol=0, atol=1e-5)
+
+
+def test_frozen_decoder_of_half_precision(model):
+    """As kernels are under apex from level O2 on, which casts what enters and leaves a network."""
+    model.eval().requires_grad_(False)
+    w, y, skips = inputs(model, 2, 3)
+    expected = plain.decode(model.decoder, w, y, skips)
+    for m in model.decoder.modules():
+        if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
+            m.half()
+    torch.testing.assert_close(FrozenDecoder(model.decoder, w, skips)(y), expected, rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize('B', [1, 3])

@@ -117,7 +117,7 @@ def test_one_given_frame_and_one_generated():
 
 def test_three_training_steps_are_the_published_ones():
     g, model, opt, config = golden('train_dcgan', seed=12)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, fused=True)
     for i in range(3):
         x = torch.from_numpy(np.random.RandomState(20 + i).rand(4, 3, 1, 64, 64).astype(np.float32))
         losses = loss(x, model(x, 4, noise=means(model, 4, 3)), **opt)
