@@ -475,6 +475,8 @@ def load_config(xp_dir):
         print(f'note: {path}: unknown keys left aside: {", ".join(unknown)}', file=sys.stderr)
     config = argparse.Namespace(**{a.dest: a.default for a in parser._actions if a.dest not in TRANSIENT | {'help'}})
     vars(config).update({k: v for k, v in values.items() if v is not None})
+    if config.dataset in CHANNELS and config.nc is not None and config.nc not in CHANNELS[config.dataset]:
+        raise UserError(f'{path}: nc {config.nc}: frames of {config.dataset} have {" or ".join(map(str, CHANNELS[config.dataset]))} channels')
     if config.nx != NX:
         raise UserError(f'{path}: nx {config.nx}: the architectures are made for frames of {NX} x {NX}')
     for action in parser._actions:

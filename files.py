@@ -103,7 +103,7 @@ def read_json(path):
         value = json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise UserError(f'{path} does not exist; name a folder with a trained model') from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f'{path} is not readable as JSON ({error})') from None
     if not isinstance(value, dict):
         raise UserError(f'{path} must hold one JSON object, found {type(value).__name__}')

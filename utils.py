@@ -29,7 +29,7 @@ def load(path):
 def load_weights(model, path):
     """Load a published or own checkpoint, a plain `state_dict`, into `model`."""
     state = load(path)
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
         raise UserError(f'{path} is not a plain state_dict: tensors by parameter name are expected')
     expected = model.state_dict()
     wrong = sorted({k for k in expected.keys() | state.keys()
