@@ -523,7 +523,8 @@ def damage_parser():
                         'an entry that is a scalar leaves its draw without effect')
     g.add_argument('--mode', choices=DAMAGE_MODES, default='scale',
                    help='what becomes of the element v. With u uniform in [--damage_low, --damage_high], scale: u v; zero: 0; noise: v + u e, '
-                        'e normal with the standard deviation of the intact tensor; sign: -v. The same seed hits the same elements in all modes')
+                        'e normal with the standard deviation of the intact tensor; sign: -v. A variance of batch norm (running_var) stays at least 0. '
+                        'The same seed hits the same elements in all modes')
     g.add_argument('--damage_low', type=number(float), default=0., help='least u of scale and noise')
     g.add_argument('--damage_high', type=number(float), default=1., help='greatest u of scale and noise')
     g.add_argument('--where', metavar='PREFIX', help='damage only entries of this name or below it: dynamics, decoder.conv.0 …; all if absent')

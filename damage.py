@@ -157,6 +157,8 @@ class Weights:
             place = np.unravel_index(index, value.shape)
             v, std = value[place].item(), self.intact[name].std(correction=0).item() if mode == 'noise' else 0.
             v = {'scale': strength * v, 'zero': 0., 'noise': v + strength * normal * std, 'sign': -v}[mode]
+            if name.endswith('running_var'):  # batch norm takes its root: below 0, all predictions would be lost at once
+                v = max(0., v)
             value[place] = torch.tensor(v, dtype=torch.float64)  # beyond float32, infinite
             self.hit[name].add(int(index))
             changed.add(name)

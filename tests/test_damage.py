@@ -157,6 +157,14 @@ def test_values_beyond_float32_are_infinite(model):
     assert torch.isinf(model.q_z.weight[0, 0]) and weights.change() == math.inf
 
 
+@pytest.mark.parametrize('mode, strength, normal', [('sign', 0, 0), ('noise', 1, -1e3), ('scale', -1, 0), ('scale', math.nan, 0)])
+def test_variances_of_batch_norm_stay_at_least_zero(model, mode, strength, normal):
+    weights, name = Weights(model), 'encoder.conv.1.1.running_var'
+    weights.state[name].copy_(torch.arange(1., 5)), weights.intact[name].copy_(weights.state[name])
+    assert weights.damage([name], mode, draw((0, 2, strength, normal))) == {name} and weights.hit[name] == {2}
+    assert weights.state[name].tolist() == [1, 2, 0, 4]
+
+
 def test_where_is_a_prefix_up_to_a_dot(model):
     names = list(model.state_dict())
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -346,6 +354,16 @@ def test_where_and_mode_reach_the_run(run_dir, data_dir, tmp_path, model):
     assert found['damaged'][-1] == len(hit) and found['share'][-1] == pytest.approx(len(hit) / sum(v.numel() for v in part.values()))
     lost = sum(float(list(part.values())[e].flatten()[i]) ** 2 for e, i in hit)
     assert found['weight_change'][-1] == pytest.approx(math.sqrt(lost), rel=1e-6) and lost > 0
+
+
+@pytest.mark.parametrize('options', [['sign'], ['noise'], ['scale', '--damage_low', -1]])
+def test_all_modes_keep_predictions_finite(run_dir, data_dir, tmp_path, options, monkeypatch):
+    lost, predict = [], damage.predict
+    monkeypatch.setattr(damage, 'predict', lambda *args: lost.append(not torch.isfinite(predict(*args)).all()) or predict(*args))
+    found = run(run_dir, data_dir, tmp_path, '--n_damages', 300, '--mode', *options)
+    with np.load(tmp_path / 'damage.npz') as arrays:
+        assert 'running_var' in ''.join(arrays['names'][np.unique(arrays['draws']['entry'])])
+    assert np.isfinite(found['psnr']).all() and np.isfinite(found['ssim_intact']).all() and lost == [False] * 4
 
 
 def test_several_runs(out_dir, run_dir, data_dir, tmp_path, monkeypatch):
