@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import resource
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -323,6 +324,22 @@ def test_interrupted_run_leaves_the_earlier_results(out_dir, run_dir, data_dir, 
     with pytest.raises(KeyboardInterrupt):
         run(run_dir, data_dir, tmp_path, '--seed', 5)
     assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
+
+
+def test_failed_encoder_is_an_error(tmp_path):
+    """As on a full disk: no file may grow beyond 20,000 bytes."""
+    frames = np.random.RandomState(0).randint(0, 256, (30, 64, 66, 3)).astype(np.uint8)
+    pictures.write_video(tmp_path / 'a.mp4', frames, 25)
+    before = (tmp_path / 'a.mp4').read_bytes()
+    assert len(read_video(tmp_path / 'a.mp4')) == 30 and len(before) > 50_000
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=f'{tmp_path}/a.mp4 could not be encoded: ffmpeg ended early'):
+            pictures.write_video(tmp_path / 'a.mp4', frames, 25)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ['a.mp4'] and (tmp_path / 'a.mp4').read_bytes() == before
 
 
 def test_runs_to_one_folder_wait_for_each_other(run_dir, data_dir, tmp_path):
