@@ -15,6 +15,7 @@ from files import UserError, make_folder, replacing_results, run_script, sha256,
 from metrics import PSNR, SSIM
 from model import build_model
 from network_picture import NetworkPicture
+from preprocessing.convert import find_ffmpeg
 from sampling import Futures, draw_noise, quantise
 from utils import describe, get_device, load_weights, stream_rng, to_video
 
@@ -266,21 +267,23 @@ def draw_curves(path, rows):
 
 def main(argv=None):
     args, config = resolve(argv)
+    find_ffmpeg()  # its absence would else show after all the work
     device = get_device(args.device)
     torch.backends.cudnn.allow_tf32 = False  # scores in full float32
     path = Path(args.xp_dir) / args.model_name
     model = build_model(config)
     load_weights(model, path)
+    digest = sha256(path)  # of what was loaded: the file may be replaced meanwhile
     weights = Weights(model.to(device).eval().requires_grad_(False))
     shapes = {name: tuple(value.shape) for name, value in weights.state.items()}
-    if args.replay:
+    if args.replay is not None:
         names, args.mode, draws = load_damage(args.replay, shapes)
     else:
         names = choose_entries(shapes, args.where)
         draws = draw_damage([shapes[name] for name in names], args)
     args.n_runs, args.n_iterations, args.n_damages = draws.shape[0], draws.shape[1] + 1, draws.shape[2]
     clip = get_clip(args, config)
-    make_folder(args.out_dir / 'network', '--out_dir')
+    make_folder(args.out_dir, '--out_dir')
 
     what = f'{args.video} from frame {args.t_0}' if args.video is not None else f'video {args.index} of the test set'
     print(f'damaging {args.model_name} on {describe(device)}: {what} of {config.dataset}, {args.nt_cond} frames given, {args.nt_gen - args.nt_cond} '
@@ -294,8 +297,9 @@ def main(argv=None):
         write_csv(folder / 'damage.csv', rows)
         draw_curves(folder / 'damage.png', rows)
         write_npz(folder / 'damage.npz', names=np.array(names), mode=args.mode, draws=draws)
-        write_json(folder / 'damage.json', {**{k: v for k, v in vars(args).items() if k not in ('out_dir', 'device')},
-                                            'dataset': config.dataset, 'checkpoint_sha256': sha256(path)})
+        left_out = {'out_dir', 'device'} | ({'where', 'damage_low', 'damage_high'} if args.replay is not None else set())
+        write_json(folder / 'damage.json', {**{k: v for k, v in vars(args).items() if k not in left_out},
+                                            'dataset': config.dataset, 'checkpoint_sha256': digest})
     print(f'results in {args.out_dir}: {", ".join(RESULTS[:-1])}, network/00000.png …')
 
 

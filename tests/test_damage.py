@@ -1,9 +1,14 @@
 """`damage.py`: what is damaged and how, pictures of the network by their pixels, scores, clips, replay, errors."""
 
 import csv
+import errno
+import fcntl
+import hashlib
 import json
 import math
+import os
 import resource
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -291,10 +296,31 @@ def test_scores_are_those_of_a_plain_loop(out_dir, run_dir, data_dir, model):
             assert abs(shown - expected).mean() < 4
 
 
+def test_protocol_tells_the_weights_that_were_loaded(run_dir, data_dir, tmp_path, monkeypatch):
+    shutil.copytree(run_dir, tmp_path / 'xp')
+    expected, run_all = hashlib.sha256((tmp_path / 'xp' / 'model.pt').read_bytes()).hexdigest(), damage.run_all
+    monkeypatch.setattr(damage, 'run_all', lambda *args: (tmp_path / 'xp' / 'model.pt').write_text('of later training') and run_all(*args))
+    run(tmp_path / 'xp', data_dir, tmp_path / 'out')
+    protocol = json.loads((tmp_path / 'out' / 'damage.json').read_text())
+    assert protocol['checkpoint_sha256'] == expected and {'where', 'damage_low', 'damage_high'} < protocol.keys()
+
+
+def test_missing_ffmpeg_is_found_before_the_work(run_dir, data_dir, tmp_path, monkeypatch):
+    def fail():
+        raise RuntimeError
+    monkeypatch.setattr(imageio_ffmpeg, 'get_ffmpeg_exe', fail)
+    monkeypatch.setenv('PATH', '')
+    with pytest.raises(UserError, match='ffmpeg was not found; pip install imageio-ffmpeg'):
+        run(run_dir, data_dir, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
 def test_same_seed_and_replay_repeat_bit_for_bit(out_dir, run_dir, data_dir, tmp_path):
     run(run_dir, data_dir, tmp_path / 'again')
     damage.main(['--xp_dir', str(run_dir), '--data_dir', str(data_dir), '--out_dir', str(tmp_path / 'replayed'), '--nt_gen', '6',
                  '--replay', str(out_dir / 'damage.npz')])
+    protocol = json.loads((tmp_path / 'replayed' / 'damage.json').read_text())
+    assert protocol['replay'] == str(out_dir / 'damage.npz') and not {'where', 'damage_low', 'damage_high'} & protocol.keys()  # of the file, not known
     for folder in ('again', 'replayed'):
         for name in ('damage.csv', 'network/00003.png'):
             assert (tmp_path / folder / name).read_bytes() == (out_dir / name).read_bytes()
@@ -340,6 +366,46 @@ def test_failed_encoder_is_an_error(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [p.name for p in tmp_path.iterdir()] == ['a.mp4'] and (tmp_path / 'a.mp4').read_bytes() == before
+
+
+def test_exception_while_results_are_replaced_loses_none(tmp_path, monkeypatch):
+    patterns, replace = ['[abc].txt'], os.replace
+    for name in 'abc':
+        (tmp_path / f'{name}.txt').write_text('old')
+
+    def fail_on_b(source, target):
+        if target.name == 'b.txt':
+            raise OSError('disk error')
+        replace(source, target)
+    monkeypatch.setattr(os, 'replace', fail_on_b)
+    with pytest.raises(OSError, match='disk error'), replacing_results(tmp_path, patterns) as folder:
+        for name in 'ab':
+            (folder / f'{name}.txt').write_text('new')
+    assert {p.name for p in tmp_path.iterdir()} == {'a.txt', 'b.txt', 'c.txt'} and (tmp_path / 'b.txt').read_text() == 'old'
+    monkeypatch.undo()
+    with replacing_results(tmp_path, patterns) as folder:
+        (folder / 'b.txt').write_text('new')
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [('b.txt', 'new')]
+
+
+@pytest.mark.parametrize('in_the_way, message', [
+    ('damage.png/x', 'damage.png is a folder, in the way of a result; remove it'), ('network/00000.png/x', '00000.png is a folder'),
+    ('network', 'network is not a folder that can be written to')])
+def test_what_is_in_the_way_of_results_is_found_before_the_work(run_dir, data_dir, tmp_path, in_the_way, message, monkeypatch):
+    (tmp_path / in_the_way).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / in_the_way).write_text('mine')
+    monkeypatch.setattr(damage, 'run_all', None)
+    with pytest.raises(UserError, match=message):
+        run(run_dir, data_dir, tmp_path)
+    assert (tmp_path / in_the_way).read_text() == 'mine' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_only_a_lock_held_elsewhere_is_another_call(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+    monkeypatch.setattr(fcntl, 'flock', fail)
+    with pytest.raises(UserError, match=f'{tmp_path} cannot be locked .No locks available.; give'), replacing_results(tmp_path, []):
+        pass
 
 
 def test_runs_to_one_folder_wait_for_each_other(run_dir, data_dir, tmp_path):
