@@ -500,7 +500,8 @@ EXPERIMENTS = {1: Experiment('running/person01_running_d4', 315, 50),
 
 def damage_parser():
     """Parser of `damage.py`."""
-    parser = Parser('Predict one clip again and again while the weights of the model decay.')
+    parser = Parser('Predict one clip again and again while the weights of the model decay. What is not a number in a prediction is shown, and scored, '
+                    'as black.')
     g = parser.add_argument_group('Model and clip')
     g.add_argument('--xp_dir', required=True, help='folder of the trained model: config.json and the weights')
     g.add_argument('--data_dir', required=True, help='folder of the dataset')

@@ -183,9 +183,9 @@ class Weights:
 # Predictions
 
 def predict(model, x, seed, i, args):
-    """Future (nt, 1, C, H, W) of the clip (nt_gen, 1, C, H, W) in iteration i, from 0."""
+    """Future (nt, 1, C, H, W) of the clip (nt_gen, 1, C, H, W) in iteration i, from 0; what is not a number is black."""
     noise = draw_noise(model, seed, 'test', [i if args.fresh_noise else 0], 1, args.nt_gen)
-    return Futures(model, x[:args.nt_cond], args.nt_gen - args.nt_cond, noise, args.n_euler_steps)[0]
+    return Futures(model, x[:args.nt_cond], args.nt_gen - args.nt_cond, noise, args.n_euler_steps)[0].nan_to_num(0)
 
 
 def run_experiment(model, weights, x, names, draws, run, args):
@@ -203,7 +203,7 @@ def run_experiment(model, weights, x, names, draws, run, args):
     row : dict
         Row of damage.csv.
     frames : np.ndarray of uint8 (nt, H, W, C)
-        Predicted ones; what is not a number is black.
+        Predicted ones, as they are scored.
     changed : set of str
         Entries to draw: all at first, then those damaged since the prediction before.
     """
@@ -220,7 +220,7 @@ def run_experiment(model, weights, x, names, draws, run, args):
         row = {'run': run + 1, 'iteration': i + 1, 'damaged': weights.n_hit, 'share': weights.n_hit / size,
                **{name: scores[name.partition('_')[0]](future, target).item() for name, target in targets.items()},
                'weight_change': weights.change()}
-        yield row, quantise(future.nan_to_num(0))[:, 0].permute(0, 2, 3, 1).cpu().numpy(), changed
+        yield row, quantise(future)[:, 0].permute(0, 2, 3, 1).cpu().numpy(), changed
 
 
 def run_all(model, weights, clip, names, draws, network, folder, args):

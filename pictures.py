@@ -279,7 +279,7 @@ def side_by_side(frames, caption, scale=4):
 
 
 def curves(path, xlabel, x, panels):
-    """Draw curves, of several runs their mean and a band of a standard deviation on either side. Values that are not finite are left out.
+    """Draw curves, of several runs their mean and a band of a standard deviation on either side. Infinite values are left out.
 
     Parameters
     ----------
@@ -296,7 +296,7 @@ def curves(path, xlabel, x, panels):
     for i, (label, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(-(-len(panels) // 2), 2, i + 1)
         for name, values in lines.items():
-            values = np.ma.masked_invalid(values)
+            values = np.ma.masked_equal(values, np.inf)  # of equal frames
             mean, std = values.mean(0), values.std(0)
             axes.plot(x, mean, '.-', label=name, markersize=4)
             axes.fill_between(x, mean - std, mean + std, alpha=0.25, linewidth=0)

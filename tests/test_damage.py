@@ -465,22 +465,26 @@ def test_several_runs(out_dir, run_dir, data_dir, tmp_path, monkeypatch):
         assert (tmp_path / name).read_bytes() == (out_dir / name).read_bytes()  # of the first run
 
 
-def test_curves_show_mean_and_standard_deviation_of_what_is_finite(tmp_path, monkeypatch):
+def test_curves_show_mean_and_standard_deviation_without_infinite_values(tmp_path, monkeypatch):
     from matplotlib.axes import Axes
     lines, bands = [], []
     monkeypatch.setattr(Axes, 'plot', lambda self, x, y, *_, **__: lines.append(y))
     monkeypatch.setattr(Axes, 'fill_between', lambda self, x, low, high, **_: bands.append((low, high)))
-    values = np.array([[1., math.inf, math.nan], [3, math.inf, 5]])
-    pictures.curves(tmp_path / 'a.png', 'x', np.arange(3), {'y': {'': values}})
-    assert lines[0].tolist() == [2, None, 5] and bands[0][0].tolist() == [1, None, 5] and bands[0][1].tolist() == [3, None, 5]
+    values = np.array([[1., math.inf, math.inf, math.nan], [3, math.inf, 5, 5]])
+    pictures.curves(tmp_path / 'a.png', 'x', np.arange(4), {'y': {'': values}})
+    for found, first in ((lines[0], 2), (bands[0][0], 1), (bands[0][1], 3)):
+        assert found.tolist() == [first, None, 5, None]  # what is not a number is not passed over
 
 
 def test_predictions_that_are_not_numbers(run_dir, data_dir, tmp_path):
-    """Huge factors overflow: nan in the table, black in the video, and pictures all the same."""
+    """Huge factors overflow: scored as the black frames that the video shows, and pictures all the same."""
     found = run(run_dir, data_dir, tmp_path, '--damage_low=-1e38', '--damage_high', '1e38', '--n_damages', '2000', '--n_runs', '2')
-    assert np.isnan(found['psnr'][3]) and np.isnan(found['ssim_intact'][3]) and np.isfinite(found['psnr'][0])
+    truth = to_video(torch.from_numpy(load_test(load_config(run_dir), data_dir, 6).videos([0])), 'cpu')[3:]
+    assert found['psnr'][3] == pytest.approx(psnr(torch.zeros_like(truth), truth).mean().item(), rel=1e-4)
+    assert found['ssim'][3] == pytest.approx(ssim(torch.zeros_like(truth), truth).mean().item(), rel=1e-4)
+    assert all(np.isfinite(found[name]).all() for name in ('psnr', 'ssim', 'ssim_intact')) and np.isfinite(found['psnr_intact'][[3, 7]]).all()
     assert not np.isfinite(found['weight_change'][3]) or found['weight_change'][3] > 1e30
-    assert 'nan' in (tmp_path / 'damage.csv').read_text() and 'inf' in (tmp_path / 'damage.csv').read_text()
+    assert 'inf' in (tmp_path / 'damage.csv').read_text()
     assert read_video(tmp_path / 'prediction.mp4')[-1][40:270, 540:780].max() < 10
     assert {p.name for p in tmp_path.iterdir()} == RESULTS
 
