@@ -2,6 +2,7 @@
 see --help and the README."""
 
 import math
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 import pictures
-from args import DAMAGE_MODES, EXPERIMENTS, check_damage, complete, damage_parser, load_config
+from args import DAMAGE_MODES, EXPERIMENTS, MAX_DAMAGES, MAX_ITERATIONS, MAX_TOTAL, check_damage, complete, damage_parser, load_config
 from data import load_clip, load_test
 from files import UserError, make_folder, replacing_results, run_script, sha256, write_csv, write_json, write_npz
 from metrics import PSNR, SSIM
@@ -93,22 +94,36 @@ def draw_damage(shapes, args):
 
 def load_damage(path, shapes):
     """Read an untrusted damage.npz: names of entries, mode and draws, which must fit a model of these shapes."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names, mode, draws = arrays['names'].tolist(), str(arrays['mode']), arrays['draws']
-    except Exception as error:  # no file, a cut or a foreign one: numpy and zipfile raise several kinds
-        raise UserError(f'--replay {path} cannot be read as the damage.npz of an earlier call ({error}); give one') from None
-
     def check(fits, what):
         if not fits:
             raise UserError(f'--replay {path}: {what}; give the damage.npz of an earlier call on a model with the same parts and sizes')
+
+    def read(name, fits, what):
+        """Read an array whose head `fits(shape, dtype)`: a small file may hold gigabytes, compressed."""
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(f'{name}.npy') as f:
+                if (version := np.lib.format.read_magic(f)) != (1, 0):
+                    raise ValueError(f'{name} has format {version}')
+                shape, _, dtype = np.lib.format.read_array_header_1_0(f)
+                if fitting := fits(shape, dtype):
+                    f.seek(0)
+                    value = np.lib.format.read_array(f, allow_pickle=False)
+        except Exception as error:  # no file, a cut or a foreign one: numpy and zipfile raise several kinds
+            raise UserError(f'--replay {path} cannot be read as the damage.npz of an earlier call ({error}); give one') from None
+        check(fitting, f'{name} must be {what}, found {shape} of {dtype}')
+        return value
+    longest = 4 * max(map(len, [*shapes, *DAMAGE_MODES]))  # bytes of a name
+    mode = str(read('mode', lambda shape, dtype: dtype.kind == 'U' and dtype.itemsize <= longest and shape == (), 'a mode'))
     check(mode in DAMAGE_MODES, f'mode must be one of {", ".join(DAMAGE_MODES)}, found {mode!r}')
-    check(isinstance(names, list) and all(isinstance(name, str) for name in names), 'names must be a list of entries')
+    names = read('names', lambda shape, dtype: dtype.kind == 'U' and dtype.itemsize <= longest and len(shape) == 1 and shape[0] <= len(shapes),
+                 'a list of entries of the model').tolist()
+    check(len(set(names)) == len(names), 'names has an entry twice')
     unknown = [name for name in names if name not in shapes]
     check(not unknown, f'the model has no entry {"".join(unknown[:1])}')
     check(any(shapes[name] for name in names), 'names has no entry but scalars')
-    check(draws.dtype == DRAW and draws.ndim == 3 and draws.shape[0] and draws.shape[2],
-          f'draws must be (runs, iterations, damages) of {", ".join(DRAW.names)}, found {draws.shape} of {draws.dtype}')
+    draws = read('draws', lambda shape, dtype: dtype == DRAW and len(shape) == 3 and shape[0] >= 1 and 0 <= shape[1] < MAX_ITERATIONS
+                 and 1 <= shape[2] <= MAX_DAMAGES and shape[0] * (shape[1] + 1) * shape[2] <= MAX_TOTAL,
+                 f'(runs, iterations, damages), within the bounds of --n_runs, --n_iterations and --n_damages, of {", ".join(DRAW.names)}')
     check(((0 <= draws['entry']) & (draws['entry'] < len(names))).all(), f'entry must lie between 0 and {len(names) - 1}')
     sizes = np.array([math.prod(shapes[name]) for name in names])
     check(((0 <= draws['index']) & (draws['index'] < sizes[draws['entry']])).all(), 'index lies outside its entry')

@@ -11,6 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import zipfile
 from types import SimpleNamespace
 
 import imageio_ffmpeg
@@ -571,6 +572,11 @@ def test_clip_of_the_published_layout(tmp_path):
     (['--where', 'decode'], '--where decode: no entry .* the parts are encoder, decoder, '),
     (['--damage_low', '2'], '--damage_low 2.0 must be a number of at most --damage_high 1.0'),
     (['--damage_low=-inf'], '--damage_low -inf must be a number'),
+    (['--damage_low=-1e308', '--damage_high', '1e308'], '--damage_low -1e.308 and --damage_high 1e.308 are too far apart'),
+    (['--n_runs', '1000000000'], '--n_runs 1000000000, --n_iterations 4 and --n_damages 30 make more than 100,000,000 draws in all'),
+    (['--n_iterations', '100000'], '--n_iterations: expected a whole number of at least 1 and at most 99999'),
+    (['--video', ''], '--video is empty; name a converted video'),
+    (['--replay', ''], '--n_damages and --replay: the damage comes from the file'),
     (['--mode', 'zero', '--damage_high', '2'], 'no meaning in --mode zero'),
     (['--mode', 'burn'], 'invalid choice'),
     (['--n_iterations', '0'], '--n_iterations: expected a whole number of at least 1'),
@@ -591,6 +597,7 @@ def test_errors(run_dir, data_dir, tmp_path, more, message):
     (['--video', 'running/person01_running_d4', '--nt_gen', '400'], 'covers 400 from frame 0 on; give a smaller --nt_gen'),
     (['--video', 'running/person01_running_d3'], 'person01_running_d3 is not there, .* such as running/person01_running_d4'),
     (['--video', 'dancing/person01'], r'dancing/person01 is not there, .* give the path of a converted video below \S*processed_64$'),
+    (['--video', ''], '--video is empty'),
     (['--index', '0'], 'there is no svg_test_set_<frames>.npz of at least 14 frames'),
     ([], 'there is no svg_test_set_<frames>.npz'),
 ])
@@ -606,15 +613,22 @@ def test_errors_of_videos(kth_run, tmp_path, more, message):
     (dict(names=['nowhere.weight', 'q_z.bias']), 'the model has no entry nowhere.weight'),
     (dict(names=[['q_z.bias'], ['q_z.bias']]), 'names must be a list'),
     (dict(names=[1, 2]), 'names must be a list'),
-    (dict(names=['encoder.conv.1.1.num_batches_tracked'] * 2), 'names has no entry but scalars'),
+    (dict(names=['x' * 10_000, 'q_z.bias']), r'names must be a list of entries of the model, found \(2,\) of <U10000'),
+    (dict(names=['q_z.bias'] * 10_000), r'names must be a list of entries of the model, found \(10000,\)'),
+    (dict(names=['q_z.bias'] * 2), 'names has an entry twice'),
+    (dict(mode='zero' * 1000), 'mode must be a mode, found'),
+    (dict(mode=np.array([None], object)), 'mode must be a mode, found'),
+    (dict(names=['encoder.conv.1.1.num_batches_tracked', 'decoder.conv.1.1.num_batches_tracked']), 'names has no entry but scalars'),
     (dict(names=['q_z.bias']), 'entry must lie between 0 and 0'),
-    (dict(draws=np.zeros((1, 3), DRAW)), r'draws must be \(runs, iterations, damages\) of entry, index, strength, normal, found \(1, 3\)'),
-    (dict(draws=np.zeros((1, 3, 2))), 'of float64'),
+    (dict(draws=np.zeros((1, 3), DRAW)), r'draws must be \(runs, iterations, damages\), .* of entry, index, strength, normal, found \(1, 3\)'),
+    (dict(draws=np.zeros((1, 3, 2))), 'found .* of float64'),
+    (dict(draws=np.zeros((1, 99_999, 1), DRAW)), 'within the bounds of --n_runs, --n_iterations and --n_damages'),
+    (dict(draws=np.zeros((0, 3, 2), DRAW)), 'within the bounds'),
     (dict(draws=np.array([[[(1, 6, 0, 0)]]], DRAW)), 'index lies outside its entry'),
     (dict(draws=np.array([[[(1, -1, 0, 0)]]], DRAW)), 'index lies outside its entry'),
     (dict(draws=np.array([[[(-1, 0, 0, 0)]]], DRAW)), 'entry must lie between 0 and 1'),
     (dict(draws=np.array([[[(1, 5, math.nan, 0)]]], DRAW)), 'strength and normal must be numbers'),
-    (dict(draws=np.array([None, {}], object)), 'cannot be read as the damage.npz'),
+    (dict(draws=np.array([None, {}], object)), 'draws must be .* of object'),
 ])
 def test_replay_files_are_checked(run_dir, data_dir, tmp_path, change, message):
     good = dict(names=['q_z.weight', 'q_z.bias'], mode='zero', draws=np.array([[[(1, 5, 0.5, 0)]]], DRAW))
@@ -629,6 +643,15 @@ def test_replay_files_are_checked(run_dir, data_dir, tmp_path, change, message):
         assert table(tmp_path / 'out')['damaged'].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize('shape', [(1000, 1000, 1000), (1, 1, 1_000_001), (-1, 1, 1)])
+def test_replay_files_of_any_size_are_not_read_before_they_fit(run_dir, data_dir, tmp_path, shape):
+    np.savez(tmp_path / 'd.npz', names=['q_z.weight'], mode='zero')
+    with zipfile.ZipFile(tmp_path / 'd.npz', 'a') as archive, archive.open('draws.npy', 'w') as f:
+        np.lib.format.write_array_header_1_0(f, {'descr': np.lib.format.dtype_to_descr(DRAW), 'fortran_order': False, 'shape': shape})  # and no data
+    with pytest.raises(UserError, match=r'draws must be \(runs, iterations, damages\), within the bounds .*found'):
+        damage.main(['--xp_dir', str(run_dir), '--data_dir', str(data_dir), '--replay', str(tmp_path / 'd.npz')])
+
+
 def test_foreign_replay_files(run_dir, data_dir, tmp_path):
     for content in (None, b'no archive'):
         if content:
@@ -639,6 +662,7 @@ def test_foreign_replay_files(run_dir, data_dir, tmp_path):
 
 def test_command_line(run_dir, data_dir):
     done = subprocess.run([sys.executable, 'damage.py', '--help'], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and 'running/person01_running_d4 from frame 315' in ' '.join(done.stdout.split()) and '(default: 100)' in done.stdout
+    assert done.returncode == 0 and 'running/person01_running_d4 from frame 315' in ' '.join(done.stdout.split())
+    assert ' '.join(done.stdout.split()).count('those of --experiment, or as trained') == 2 and '(default: 100)' in done.stdout
     done = subprocess.run([sys.executable, 'damage.py', '--xp_dir', run_dir, '--data_dir', data_dir, '--where', 'x'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith('error: --where x') and done.stderr.count('\n') == 1
