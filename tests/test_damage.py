@@ -210,7 +210,11 @@ def test_network_picture_shows_every_tensor_once_and_redraws_one():
     state = {'a.weight': torch.rand(5, 4), 'a.bias': torch.rand(5), 'b.k': torch.rand(3, 2, 4, 4), 'b.n': torch.tensor(3), 'c.column': torch.rand(9, 1)}
     network = network_picture.NetworkPicture({k: tuple(v.shape) for k, v in state.items()})
     assert network.places.keys() == {'a.weight', 'a.bias', 'b.k', 'c.column'} and network.zoom == 8 and network.labels.keys() == set('abc')
-    blank = network.canvas.copy()
+    blank, labels = network.canvas.copy(), np.zeros(network.canvas.shape, bool)
+    for x, y in network.labels.values():
+        assert (blank[y:y + 36, x:x + 16] < 50).sum() > 20  # black on paper
+        labels[y:y + 36, x:x + 20] = True
+    assert (blank[~labels] == network_picture.PAPER).all()
     for name, value in state.items():
         network.draw(name, value)
     drawn = np.zeros(blank.shape, int)
@@ -256,9 +260,19 @@ def test_files(out_dir):
     picture = read_picture(out_dir / 'network' / '00003.png')
     assert network.shape == (4, *(n + n % 2 for n in picture.shape), 3)
     assert prediction.shape[0] == 4 * 3 and prediction.shape[2] >= 3 * 3 * 64
+    first = read_picture(out_dir / 'network' / '00000.png')
+    for one, two in ((first, picture), (prediction[0, ..., 0], prediction[-1, ..., 0])):  # captions of the first and the last iteration
+        for caption in (one[-28:], two[-28:]):
+            assert (caption < 60).sum() > 200 and (caption[:, -100:] > 200).all()
+        assert (abs(one[-28:].astype(int) - two[-28:]) > 150).sum() > 100
+    found = table(out_dir)
+    text = (f'iteration 4 of 4: {int(found["damaged"][3])} values damaged ({100 * found["share"][3]:.3g}%), '
+            f'weight change {found["weight_change"][3]:.3g}')
+    expected = pictures.side_by_side(dict.fromkeys('abc', np.zeros((64, 64, 1), np.uint8)), text)[-28:]
+    assert abs(prediction[-1, -28:].astype(int) - expected).mean() < 3
     red = (picture == network_picture.RED).sum()
     assert red > 1000 and ((network[3][..., 0] > 150) & (network[3][..., 1] < 100)).sum() == pytest.approx(red, rel=0.3)
-    assert not (read_picture(out_dir / 'network' / '00000.png') == network_picture.RED).any()
+    assert not (first == network_picture.RED).any()
     with Image.open(out_dir / 'damage.png') as curves:
         assert curves.width > 1000
     protocol = json.loads((out_dir / 'damage.json').read_text())
@@ -460,8 +474,13 @@ def test_several_runs(out_dir, run_dir, data_dir, tmp_path, monkeypatch):
         np.testing.assert_array_equal(found[name][:4], table(out_dir)[name])
         np.testing.assert_array_equal(found[name][8:], alone[name])
     run(run_dir, data_dir, tmp_path, '--n_runs', 3)
-    np.testing.assert_allclose(drawn['PSNR (dB)']['against the truth'], found['psnr'].reshape(3, 4))
-    assert drawn['x'].tolist() == [1, 2, 3, 4]
+    assert drawn.pop('x').tolist() == [1, 2, 3, 4]
+    panels = {'PSNR (dB)': ['psnr', 'psnr_intact'], 'SSIM': ['ssim', 'ssim_intact'], 'damaged values': ['damaged'],
+              'norm of the change of the weights': ['weight_change']}
+    assert drawn.keys() == panels.keys()
+    for panel, columns in panels.items():
+        np.testing.assert_allclose(list(drawn[panel].values()), [found[name].reshape(3, 4) for name in columns])
+    assert list(drawn['SSIM']) == list(drawn['PSNR (dB)']) == ['against the truth', 'against the intact prediction']
     for name in ('network/00003.png', 'prediction.mp4'):
         assert (tmp_path / name).read_bytes() == (out_dir / name).read_bytes()  # of the first run
 
