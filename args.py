@@ -499,10 +499,14 @@ EXPERIMENTS = {1: Experiment('running/person01_running_d4', 315, 50),
                2: Experiment('walking/person01_walking_d2', 182, 130),
                3: Experiment('handclapping/person08_handclapping_d4', 14, 31)}
 
+MAX_ITERATIONS, MAX_DAMAGES = 99_999, 1_000_000  # pictures of the network are numbered with five digits
+MAX_TOTAL = 100_000_000                          # draws of all runs, held in memory
+
 
 def damage_parser():
     """Parser of `damage.py`."""
-    parser = Parser('Predict one clip again and again while the weights of the model decay.')
+    parser = Parser('Predict one clip again and again while the weights of the model decay. What is not a number in a prediction is shown, and scored, '
+                    'as black.')
     g = parser.add_argument_group('Model and clip')
     g.add_argument('--xp_dir', required=True, help='folder of the trained model: config.json and the weights')
     g.add_argument('--data_dir', required=True, help='folder of the dataset')
@@ -514,18 +518,20 @@ def damage_parser():
                                                             'running/person01_running_d4 of KTH or test/<name> of folder')
     clip.add_argument('--index', type=index, metavar='I', help='video of the test set, from 0; 0 if no clip is named')
     g.add_argument('--t_0', type=index, metavar='N', help='first frame of --video, from 0; 0 if absent')
-    g.add_argument('--nt_cond', type=count, help='given frames; as trained if absent')
-    g.add_argument('--nt_gen', type=count, help='frames, given ones included; as trained (seq_len_test) if absent')
+    g.add_argument('--nt_cond', type=count, help='given frames; if absent, those of --experiment, or as trained')
+    g.add_argument('--nt_gen', type=count,
+                   help='frames, given ones included; if absent, those of --experiment, or as trained (seq_len_test)')
     g.add_argument('--n_euler_steps', type=count, help='Euler steps a predicted frame; as trained if absent')
 
     g = parser.add_argument_group('Damage')
-    g.add_argument('--n_iterations', type=number(int, 1, 100_000), default=100, help='predictions; the first is that of the intact model')
-    g.add_argument('--n_damages', type=number(int, 1, 1_000_000), default=100,
+    g.add_argument('--n_iterations', type=number(int, 1, MAX_ITERATIONS), default=100, help='predictions; the first is that of the intact model')
+    g.add_argument('--n_damages', type=number(int, 1, MAX_DAMAGES), default=100,
                    help='draws before each further iteration: an entry of the state_dict, then an element of it, each uniformly; '
                         'an entry that is a scalar leaves its draw without effect')
     g.add_argument('--mode', choices=DAMAGE_MODES, default='scale',
                    help='what becomes of the element v. With u uniform in [--damage_low, --damage_high], scale: u v; zero: 0; noise: v + u e, '
-                        'e normal with the standard deviation of the intact tensor; sign: -v. The same seed hits the same elements in all modes')
+                        'e normal with the standard deviation of the intact tensor; sign: -v. A variance of batch norm (running_var) stays at least 0. '
+                        'The same seed hits the same elements in all modes')
     g.add_argument('--damage_low', type=number(float), default=0., help='least u of scale and noise')
     g.add_argument('--damage_high', type=number(float), default=1., help='greatest u of scale and noise')
     g.add_argument('--where', metavar='PREFIX', help='damage only entries of this name or below it: dynamics, decoder.conv.0 …; all if absent')
@@ -548,16 +554,23 @@ def check_damage(args, config):
     defaults = damage_parser().get_default
     given = {name for name in ('n_iterations', 'n_damages', 'mode', 'damage_low', 'damage_high', 'where', 'n_runs')
              if getattr(a, name) != defaults(name)}
-    if a.replay and given:
+    if a.replay is not None and given:
         raise UserError(f'--{sorted(given)[0]} and --replay: the damage comes from the file; leave one of them out')
     if a.mode in ('zero', 'sign') and given & {'damage_low', 'damage_high'}:
         raise UserError(f'--damage_low and --damage_high have no meaning in --mode {a.mode}; leave them out, or give --mode scale or noise')
     if not float('-inf') < a.damage_low <= a.damage_high:
         raise UserError(f'--damage_low {a.damage_low} must be a number of at most --damage_high {a.damage_high}')
+    if a.damage_high - a.damage_low == float('inf'):
+        raise UserError(f'--damage_low {a.damage_low} and --damage_high {a.damage_high} are too far apart: their difference is infinite; give smaller ones')
+    if a.n_runs * a.n_iterations * a.n_damages > MAX_TOTAL:
+        raise UserError(f'--n_runs {a.n_runs}, --n_iterations {a.n_iterations} and --n_damages {a.n_damages} make more than {MAX_TOTAL:,} draws '
+                        'in all; give smaller ones')
     if a.t_0 is not None and a.video is None:
         raise UserError(f'--t_0 {a.t_0} needs --video, of which it is the first frame')
     if a.experiment and config.dataset != 'kth':
         raise UserError(f'--experiment {a.experiment} is one of KTH, but the model was trained on {config.dataset}; name a clip by --index '
                         'or --video')
+    if a.video == '':
+        raise UserError('--video is empty; name a converted video, such as running/person01_running_d4, or leave it out')
     if a.video and config.dataset == 'smmnist':
         raise UserError(f'--video {a.video}: the videos of smmnist are no files; name one of the test set by --index')

@@ -2,6 +2,7 @@
 see --help and the README."""
 
 import math
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import torch
 from tqdm import tqdm
 
 import pictures
-from args import DAMAGE_MODES, EXPERIMENTS, check_damage, complete, damage_parser, load_config
+from args import DAMAGE_MODES, EXPERIMENTS, MAX_DAMAGES, MAX_ITERATIONS, MAX_TOTAL, check_damage, complete, damage_parser, load_config
 from data import load_clip, load_test
 from files import UserError, make_folder, replacing_results, run_script, sha256, write_csv, write_json, write_npz
 from metrics import PSNR, SSIM
 from model import build_model
 from network_picture import NetworkPicture
+from preprocessing.convert import find_ffmpeg
 from sampling import Futures, draw_noise, quantise
 from utils import describe, get_device, load_weights, stream_rng, to_video
 
@@ -92,22 +94,36 @@ def draw_damage(shapes, args):
 
 def load_damage(path, shapes):
     """Read an untrusted damage.npz: names of entries, mode and draws, which must fit a model of these shapes."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names, mode, draws = arrays['names'].tolist(), str(arrays['mode']), arrays['draws']
-    except Exception as error:  # no file, a cut or a foreign one: numpy and zipfile raise several kinds
-        raise UserError(f'--replay {path} cannot be read as the damage.npz of an earlier call ({error}); give one') from None
-
     def check(fits, what):
         if not fits:
             raise UserError(f'--replay {path}: {what}; give the damage.npz of an earlier call on a model with the same parts and sizes')
+
+    def read(name, fits, what):
+        """Read an array whose head `fits(shape, dtype)`: a small file may hold gigabytes, compressed."""
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(f'{name}.npy') as f:
+                if (version := np.lib.format.read_magic(f)) != (1, 0):
+                    raise ValueError(f'{name} has format {version}')
+                shape, _, dtype = np.lib.format.read_array_header_1_0(f)
+                if fitting := fits(shape, dtype):
+                    f.seek(0)
+                    value = np.lib.format.read_array(f, allow_pickle=False)
+        except Exception as error:  # no file, a cut or a foreign one: numpy and zipfile raise several kinds
+            raise UserError(f'--replay {path} cannot be read as the damage.npz of an earlier call ({error}); give one') from None
+        check(fitting, f'{name} must be {what}, found {shape} of {dtype}')
+        return value
+    longest = 4 * max(map(len, [*shapes, *DAMAGE_MODES]))  # bytes of a name
+    mode = str(read('mode', lambda shape, dtype: dtype.kind == 'U' and dtype.itemsize <= longest and shape == (), 'a mode'))
     check(mode in DAMAGE_MODES, f'mode must be one of {", ".join(DAMAGE_MODES)}, found {mode!r}')
-    check(isinstance(names, list) and all(isinstance(name, str) for name in names), 'names must be a list of entries')
+    names = read('names', lambda shape, dtype: dtype.kind == 'U' and dtype.itemsize <= longest and len(shape) == 1 and shape[0] <= len(shapes),
+                 'a list of entries of the model').tolist()
+    check(len(set(names)) == len(names), 'names has an entry twice')
     unknown = [name for name in names if name not in shapes]
     check(not unknown, f'the model has no entry {"".join(unknown[:1])}')
     check(any(shapes[name] for name in names), 'names has no entry but scalars')
-    check(draws.dtype == DRAW and draws.ndim == 3 and draws.shape[0] and draws.shape[2],
-          f'draws must be (runs, iterations, damages) of {", ".join(DRAW.names)}, found {draws.shape} of {draws.dtype}')
+    draws = read('draws', lambda shape, dtype: dtype == DRAW and len(shape) == 3 and shape[0] >= 1 and 0 <= shape[1] < MAX_ITERATIONS
+                 and 1 <= shape[2] <= MAX_DAMAGES and shape[0] * (shape[1] + 1) * shape[2] <= MAX_TOTAL,
+                 f'(runs, iterations, damages), within the bounds of --n_runs, --n_iterations and --n_damages, of {", ".join(DRAW.names)}')
     check(((0 <= draws['entry']) & (draws['entry'] < len(names))).all(), f'entry must lie between 0 and {len(names) - 1}')
     sizes = np.array([math.prod(shapes[name]) for name in names])
     check(((0 <= draws['index']) & (draws['index'] < sizes[draws['entry']])).all(), 'index lies outside its entry')
@@ -157,6 +173,8 @@ class Weights:
             place = np.unravel_index(index, value.shape)
             v, std = value[place].item(), self.intact[name].std(correction=0).item() if mode == 'noise' else 0.
             v = {'scale': strength * v, 'zero': 0., 'noise': v + strength * normal * std, 'sign': -v}[mode]
+            if name.endswith('running_var'):  # batch norm takes its root: below 0, all predictions would be lost at once
+                v = max(0., v)
             value[place] = torch.tensor(v, dtype=torch.float64)  # beyond float32, infinite
             self.hit[name].add(int(index))
             changed.add(name)
@@ -180,9 +198,9 @@ class Weights:
 # Predictions
 
 def predict(model, x, seed, i, args):
-    """Future (nt, 1, C, H, W) of the clip (nt_gen, 1, C, H, W) in iteration i, from 0."""
+    """Future (nt, 1, C, H, W) of the clip (nt_gen, 1, C, H, W) in iteration i, from 0; what is not a number is black."""
     noise = draw_noise(model, seed, 'test', [i if args.fresh_noise else 0], 1, args.nt_gen)
-    return Futures(model, x[:args.nt_cond], args.nt_gen - args.nt_cond, noise, args.n_euler_steps)[0]
+    return Futures(model, x[:args.nt_cond], args.nt_gen - args.nt_cond, noise, args.n_euler_steps)[0].nan_to_num(0)
 
 
 def run_experiment(model, weights, x, names, draws, run, args):
@@ -200,7 +218,7 @@ def run_experiment(model, weights, x, names, draws, run, args):
     row : dict
         Row of damage.csv.
     frames : np.ndarray of uint8 (nt, H, W, C)
-        Predicted ones; what is not a number is black.
+        Predicted ones, as they are scored.
     changed : set of str
         Entries to draw: all at first, then those damaged since the prediction before.
     """
@@ -217,7 +235,7 @@ def run_experiment(model, weights, x, names, draws, run, args):
         row = {'run': run + 1, 'iteration': i + 1, 'damaged': weights.n_hit, 'share': weights.n_hit / size,
                **{name: scores[name.partition('_')[0]](future, target).item() for name, target in targets.items()},
                'weight_change': weights.change()}
-        yield row, quantise(future.nan_to_num(0))[:, 0].permute(0, 2, 3, 1).cpu().numpy(), changed
+        yield row, quantise(future)[:, 0].permute(0, 2, 3, 1).cpu().numpy(), changed
 
 
 def run_all(model, weights, clip, names, draws, network, folder, args):
@@ -264,21 +282,23 @@ def draw_curves(path, rows):
 
 def main(argv=None):
     args, config = resolve(argv)
+    find_ffmpeg()  # its absence would else show after all the work
     device = get_device(args.device)
     torch.backends.cudnn.allow_tf32 = False  # scores in full float32
     path = Path(args.xp_dir) / args.model_name
     model = build_model(config)
     load_weights(model, path)
+    digest = sha256(path)  # of what was loaded: the file may be replaced meanwhile
     weights = Weights(model.to(device).eval().requires_grad_(False))
     shapes = {name: tuple(value.shape) for name, value in weights.state.items()}
-    if args.replay:
+    if args.replay is not None:
         names, args.mode, draws = load_damage(args.replay, shapes)
     else:
         names = choose_entries(shapes, args.where)
         draws = draw_damage([shapes[name] for name in names], args)
     args.n_runs, args.n_iterations, args.n_damages = draws.shape[0], draws.shape[1] + 1, draws.shape[2]
     clip = get_clip(args, config)
-    make_folder(args.out_dir / 'network', '--out_dir')
+    make_folder(args.out_dir, '--out_dir')
 
     what = f'{args.video} from frame {args.t_0}' if args.video is not None else f'video {args.index} of the test set'
     print(f'damaging {args.model_name} on {describe(device)}: {what} of {config.dataset}, {args.nt_cond} frames given, {args.nt_gen - args.nt_cond} '
@@ -292,8 +312,9 @@ def main(argv=None):
         write_csv(folder / 'damage.csv', rows)
         draw_curves(folder / 'damage.png', rows)
         write_npz(folder / 'damage.npz', names=np.array(names), mode=args.mode, draws=draws)
-        write_json(folder / 'damage.json', {**{k: v for k, v in vars(args).items() if k not in ('out_dir', 'device')},
-                                            'dataset': config.dataset, 'checkpoint_sha256': sha256(path)})
+        left_out = {'out_dir', 'device'} | ({'where', 'damage_low', 'damage_high'} if args.replay is not None else set())
+        write_json(folder / 'damage.json', {**{k: v for k, v in vars(args).items() if k not in left_out},
+                                            'dataset': config.dataset, 'checkpoint_sha256': digest})
     print(f'results in {args.out_dir}: {", ".join(RESULTS[:-1])}, network/00000.png …')
 
 

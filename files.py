@@ -55,8 +55,10 @@ def locked(folder, otherwise):
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(otherwise) from None
+        except OSError as error:  # of some network disks
+            raise UserError(f'{folder} cannot be locked ({error.strerror}); give a folder on another disk') from None
         yield
     finally:
         os.close(handle)
@@ -66,16 +68,25 @@ def locked(folder, otherwise):
 def replacing_results(folder, patterns):
     """Yield a temporary folder in `folder` for new files, which replace at the end all of those that match `patterns`: results never mix."""
     with locked(folder, f'another call is writing its results to {folder}; wait until it has ended, or give another --out_dir'):
+        for pattern in patterns:
+            parent = (folder / pattern).parent
+            if parent.exists() and not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+                raise UserError(f'{parent} is not a folder that can be written to; remove it, or give another --out_dir')
+            for path in folder.glob(pattern):
+                if path.is_dir():
+                    raise UserError(f'{path} is a folder, in the way of a result; remove it, or give another --out_dir')
         tmp = folder / '.results.tmp'
         shutil.rmtree(tmp, ignore_errors=True)  # left behind by a run that was killed
         tmp.mkdir()
         try:
             yield tmp
-            for old in [path for pattern in patterns for path in folder.glob(pattern)]:
-                old.unlink()
-            for new in [path for path in tmp.rglob('*') if path.is_file()]:
-                (folder / new.relative_to(tmp)).parent.mkdir(exist_ok=True)
-                os.replace(new, folder / new.relative_to(tmp))
+            new = {folder / path.relative_to(tmp): path for path in tmp.rglob('*') if path.is_file()}
+            old = {path for pattern in patterns for path in folder.glob(pattern)} - new.keys()
+            for path in new:  # over the old ones, so that at no time is a result lost
+                path.parent.mkdir(exist_ok=True)
+                os.replace(new[path], path)
+            for path in old:
+                path.unlink()
         finally:
             shutil.rmtree(tmp)
 

@@ -1,5 +1,6 @@
 """Pictures of predictions: strips and tables of frames (PNG) and animations (GIF, MP4), enlarged by nearest neighbour; charts."""
 
+import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from files import replacing
+from files import UserError, replacing
 
 SCALE = 3                      # enlargement of frames
 GAP = 4                        # pixels between frames
@@ -54,10 +55,18 @@ def write_video(path, frames, fps):
         video = imageio_ffmpeg.write_frames(str(tmp), (W, H), fps=fps, codec='libx264', quality=8, macro_block_size=2,
                                             ffmpeg_log_level='error', output_params=['-f', 'mp4', '-movflags', '+faststart'])
         video.send(None)
+        sent, encoded = 0, None
         while frame is not None:
-            video.send(np.ascontiguousarray(np.pad(frame, ((0, H - len(frame)), (0, W - frame.shape[1]), (0, 0)), 'edge')))
-            frame = next(frames, None)
+            try:
+                video.send(np.ascontiguousarray(np.pad(frame, ((0, H - len(frame)), (0, W - frame.shape[1]), (0, 0)), 'edge')))
+            except OSError:  # ffmpeg has ended
+                break
+            sent, frame = sent + 1, next(frames, None)
         video.close()
+        with contextlib.suppress(RuntimeError):  # no video; `close` does not tell how ffmpeg ended
+            encoded, _ = imageio_ffmpeg.count_frames_and_secs(str(tmp))
+        if frame is not None or encoded != sent:
+            raise UserError(f'{path} could not be encoded: ffmpeg ended early, after {encoded or 0} of at least {sent} frames; make room on its disk')
 
 
 def write_picture(path, picture):
@@ -270,7 +279,7 @@ def side_by_side(frames, caption, scale=4):
 
 
 def curves(path, xlabel, x, panels):
-    """Draw curves, of several runs their mean and a band of a standard deviation on either side. Values that are not finite are left out.
+    """Draw curves, of several runs their mean and a band of a standard deviation on either side. Infinite values are left out.
 
     Parameters
     ----------
@@ -287,7 +296,7 @@ def curves(path, xlabel, x, panels):
     for i, (label, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(-(-len(panels) // 2), 2, i + 1)
         for name, values in lines.items():
-            values = np.ma.masked_invalid(values)
+            values = np.ma.masked_equal(values, np.inf)  # of equal frames
             mean, std = values.mean(0), values.std(0)
             axes.plot(x, mean, '.-', label=name, markersize=4)
             axes.fill_between(x, mean - std, mean + std, alpha=0.25, linewidth=0)

@@ -1,10 +1,17 @@
 """`damage.py`: what is damaged and how, pictures of the network by their pixels, scores, clips, replay, errors."""
 
 import csv
+import errno
+import fcntl
+import hashlib
 import json
 import math
+import os
+import resource
+import shutil
 import subprocess
 import sys
+import zipfile
 from types import SimpleNamespace
 
 import imageio_ffmpeg
@@ -157,6 +164,14 @@ def test_values_beyond_float32_are_infinite(model):
     assert torch.isinf(model.q_z.weight[0, 0]) and weights.change() == math.inf
 
 
+@pytest.mark.parametrize('mode, strength, normal', [('sign', 0, 0), ('noise', 1, -1e3), ('scale', -1, 0), ('scale', math.nan, 0)])
+def test_variances_of_batch_norm_stay_at_least_zero(model, mode, strength, normal):
+    weights, name = Weights(model), 'encoder.conv.1.1.running_var'
+    weights.state[name].copy_(torch.arange(1., 5)), weights.intact[name].copy_(weights.state[name])
+    assert weights.damage([name], mode, draw((0, 2, strength, normal))) == {name} and weights.hit[name] == {2}
+    assert weights.state[name].tolist() == [1, 2, 0, 4]
+
+
 def test_where_is_a_prefix_up_to_a_dot(model):
     names = list(model.state_dict())
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -195,7 +210,11 @@ def test_network_picture_shows_every_tensor_once_and_redraws_one():
     state = {'a.weight': torch.rand(5, 4), 'a.bias': torch.rand(5), 'b.k': torch.rand(3, 2, 4, 4), 'b.n': torch.tensor(3), 'c.column': torch.rand(9, 1)}
     network = network_picture.NetworkPicture({k: tuple(v.shape) for k, v in state.items()})
     assert network.places.keys() == {'a.weight', 'a.bias', 'b.k', 'c.column'} and network.zoom == 8 and network.labels.keys() == set('abc')
-    blank = network.canvas.copy()
+    blank, labels = network.canvas.copy(), np.zeros(network.canvas.shape, bool)
+    for x, y in network.labels.values():
+        assert (blank[y:y + 36, x:x + 16] < 50).sum() > 20  # black on paper
+        labels[y:y + 36, x:x + 20] = True
+    assert (blank[~labels] == network_picture.PAPER).all()
     for name, value in state.items():
         network.draw(name, value)
     drawn = np.zeros(blank.shape, int)
@@ -241,9 +260,19 @@ def test_files(out_dir):
     picture = read_picture(out_dir / 'network' / '00003.png')
     assert network.shape == (4, *(n + n % 2 for n in picture.shape), 3)
     assert prediction.shape[0] == 4 * 3 and prediction.shape[2] >= 3 * 3 * 64
+    first = read_picture(out_dir / 'network' / '00000.png')
+    for one, two in ((first, picture), (prediction[0, ..., 0], prediction[-1, ..., 0])):  # captions of the first and the last iteration
+        for caption in (one[-28:], two[-28:]):
+            assert (caption < 60).sum() > 200 and (caption[:, -100:] > 200).all()
+        assert (abs(one[-28:].astype(int) - two[-28:]) > 150).sum() > 100
+    found = table(out_dir)
+    text = (f'iteration 4 of 4: {int(found["damaged"][3])} values damaged ({100 * found["share"][3]:.3g}%), '
+            f'weight change {found["weight_change"][3]:.3g}')
+    expected = pictures.side_by_side(dict.fromkeys('abc', np.zeros((64, 64, 1), np.uint8)), text)[-28:]
+    assert abs(prediction[-1, -28:].astype(int) - expected).mean() < 3
     red = (picture == network_picture.RED).sum()
     assert red > 1000 and ((network[3][..., 0] > 150) & (network[3][..., 1] < 100)).sum() == pytest.approx(red, rel=0.3)
-    assert not (read_picture(out_dir / 'network' / '00000.png') == network_picture.RED).any()
+    assert not (first == network_picture.RED).any()
     with Image.open(out_dir / 'damage.png') as curves:
         assert curves.width > 1000
     protocol = json.loads((out_dir / 'damage.json').read_text())
@@ -282,10 +311,31 @@ def test_scores_are_those_of_a_plain_loop(out_dir, run_dir, data_dir, model):
             assert abs(shown - expected).mean() < 4
 
 
+def test_protocol_tells_the_weights_that_were_loaded(run_dir, data_dir, tmp_path, monkeypatch):
+    shutil.copytree(run_dir, tmp_path / 'xp')
+    expected, run_all = hashlib.sha256((tmp_path / 'xp' / 'model.pt').read_bytes()).hexdigest(), damage.run_all
+    monkeypatch.setattr(damage, 'run_all', lambda *args: (tmp_path / 'xp' / 'model.pt').write_text('of later training') and run_all(*args))
+    run(tmp_path / 'xp', data_dir, tmp_path / 'out')
+    protocol = json.loads((tmp_path / 'out' / 'damage.json').read_text())
+    assert protocol['checkpoint_sha256'] == expected and {'where', 'damage_low', 'damage_high'} < protocol.keys()
+
+
+def test_missing_ffmpeg_is_found_before_the_work(run_dir, data_dir, tmp_path, monkeypatch):
+    def fail():
+        raise RuntimeError
+    monkeypatch.setattr(imageio_ffmpeg, 'get_ffmpeg_exe', fail)
+    monkeypatch.setenv('PATH', '')
+    with pytest.raises(UserError, match='ffmpeg was not found; pip install imageio-ffmpeg'):
+        run(run_dir, data_dir, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
 def test_same_seed_and_replay_repeat_bit_for_bit(out_dir, run_dir, data_dir, tmp_path):
     run(run_dir, data_dir, tmp_path / 'again')
     damage.main(['--xp_dir', str(run_dir), '--data_dir', str(data_dir), '--out_dir', str(tmp_path / 'replayed'), '--nt_gen', '6',
                  '--replay', str(out_dir / 'damage.npz')])
+    protocol = json.loads((tmp_path / 'replayed' / 'damage.json').read_text())
+    assert protocol['replay'] == str(out_dir / 'damage.npz') and not {'where', 'damage_low', 'damage_high'} & protocol.keys()  # of the file, not known
     for folder in ('again', 'replayed'):
         for name in ('damage.csv', 'network/00003.png'):
             assert (tmp_path / folder / name).read_bytes() == (out_dir / name).read_bytes()
@@ -315,6 +365,62 @@ def test_interrupted_run_leaves_the_earlier_results(out_dir, run_dir, data_dir, 
     with pytest.raises(KeyboardInterrupt):
         run(run_dir, data_dir, tmp_path, '--seed', 5)
     assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
+
+
+def test_failed_encoder_is_an_error(tmp_path):
+    """As on a full disk: no file may grow beyond 20,000 bytes."""
+    frames = np.random.RandomState(0).randint(0, 256, (30, 64, 66, 3)).astype(np.uint8)
+    pictures.write_video(tmp_path / 'a.mp4', frames, 25)
+    before = (tmp_path / 'a.mp4').read_bytes()
+    assert len(read_video(tmp_path / 'a.mp4')) == 30 and len(before) > 50_000
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=f'{tmp_path}/a.mp4 could not be encoded: ffmpeg ended early'):
+            pictures.write_video(tmp_path / 'a.mp4', frames, 25)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ['a.mp4'] and (tmp_path / 'a.mp4').read_bytes() == before
+
+
+def test_exception_while_results_are_replaced_loses_none(tmp_path, monkeypatch):
+    patterns, replace = ['[abc].txt'], os.replace
+    for name in 'abc':
+        (tmp_path / f'{name}.txt').write_text('old')
+
+    def fail_on_b(source, target):
+        if target.name == 'b.txt':
+            raise OSError('disk error')
+        replace(source, target)
+    monkeypatch.setattr(os, 'replace', fail_on_b)
+    with pytest.raises(OSError, match='disk error'), replacing_results(tmp_path, patterns) as folder:
+        for name in 'ab':
+            (folder / f'{name}.txt').write_text('new')
+    assert {p.name for p in tmp_path.iterdir()} == {'a.txt', 'b.txt', 'c.txt'} and (tmp_path / 'b.txt').read_text() == 'old'
+    monkeypatch.undo()
+    with replacing_results(tmp_path, patterns) as folder:
+        (folder / 'b.txt').write_text('new')
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [('b.txt', 'new')]
+
+
+@pytest.mark.parametrize('in_the_way, message', [
+    ('damage.png/x', 'damage.png is a folder, in the way of a result; remove it'), ('network/00000.png/x', '00000.png is a folder'),
+    ('network', 'network is not a folder that can be written to')])
+def test_what_is_in_the_way_of_results_is_found_before_the_work(run_dir, data_dir, tmp_path, in_the_way, message, monkeypatch):
+    (tmp_path / in_the_way).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / in_the_way).write_text('mine')
+    monkeypatch.setattr(damage, 'run_all', None)
+    with pytest.raises(UserError, match=message):
+        run(run_dir, data_dir, tmp_path)
+    assert (tmp_path / in_the_way).read_text() == 'mine' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_only_a_lock_held_elsewhere_is_another_call(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+    monkeypatch.setattr(fcntl, 'flock', fail)
+    with pytest.raises(UserError, match=f'{tmp_path} cannot be locked .No locks available.; give'), replacing_results(tmp_path, []):
+        pass
 
 
 def test_runs_to_one_folder_wait_for_each_other(run_dir, data_dir, tmp_path):
@@ -348,6 +454,16 @@ def test_where_and_mode_reach_the_run(run_dir, data_dir, tmp_path, model):
     assert found['weight_change'][-1] == pytest.approx(math.sqrt(lost), rel=1e-6) and lost > 0
 
 
+@pytest.mark.parametrize('options', [['sign'], ['noise'], ['scale', '--damage_low', -1]])
+def test_all_modes_keep_predictions_finite(run_dir, data_dir, tmp_path, options, monkeypatch):
+    lost, predict = [], damage.predict
+    monkeypatch.setattr(damage, 'predict', lambda *args: lost.append(not torch.isfinite(predict(*args)).all()) or predict(*args))
+    found = run(run_dir, data_dir, tmp_path, '--n_damages', 300, '--mode', *options)
+    with np.load(tmp_path / 'damage.npz') as arrays:
+        assert 'running_var' in ''.join(arrays['names'][np.unique(arrays['draws']['entry'])])
+    assert np.isfinite(found['psnr']).all() and np.isfinite(found['ssim_intact']).all() and lost == [False] * 4
+
+
 def test_several_runs(out_dir, run_dir, data_dir, tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(pictures, 'curves', lambda path, xlabel, x, panels: (path.touch(), drawn.update(x=x, **panels)))
@@ -358,28 +474,37 @@ def test_several_runs(out_dir, run_dir, data_dir, tmp_path, monkeypatch):
         np.testing.assert_array_equal(found[name][:4], table(out_dir)[name])
         np.testing.assert_array_equal(found[name][8:], alone[name])
     run(run_dir, data_dir, tmp_path, '--n_runs', 3)
-    np.testing.assert_allclose(drawn['PSNR (dB)']['against the truth'], found['psnr'].reshape(3, 4))
-    assert drawn['x'].tolist() == [1, 2, 3, 4]
+    assert drawn.pop('x').tolist() == [1, 2, 3, 4]
+    panels = {'PSNR (dB)': ['psnr', 'psnr_intact'], 'SSIM': ['ssim', 'ssim_intact'], 'damaged values': ['damaged'],
+              'norm of the change of the weights': ['weight_change']}
+    assert drawn.keys() == panels.keys()
+    for panel, columns in panels.items():
+        np.testing.assert_allclose(list(drawn[panel].values()), [found[name].reshape(3, 4) for name in columns])
+    assert list(drawn['SSIM']) == list(drawn['PSNR (dB)']) == ['against the truth', 'against the intact prediction']
     for name in ('network/00003.png', 'prediction.mp4'):
         assert (tmp_path / name).read_bytes() == (out_dir / name).read_bytes()  # of the first run
 
 
-def test_curves_show_mean_and_standard_deviation_of_what_is_finite(tmp_path, monkeypatch):
+def test_curves_show_mean_and_standard_deviation_without_infinite_values(tmp_path, monkeypatch):
     from matplotlib.axes import Axes
     lines, bands = [], []
     monkeypatch.setattr(Axes, 'plot', lambda self, x, y, *_, **__: lines.append(y))
     monkeypatch.setattr(Axes, 'fill_between', lambda self, x, low, high, **_: bands.append((low, high)))
-    values = np.array([[1., math.inf, math.nan], [3, math.inf, 5]])
-    pictures.curves(tmp_path / 'a.png', 'x', np.arange(3), {'y': {'': values}})
-    assert lines[0].tolist() == [2, None, 5] and bands[0][0].tolist() == [1, None, 5] and bands[0][1].tolist() == [3, None, 5]
+    values = np.array([[1., math.inf, math.inf, math.nan], [3, math.inf, 5, 5]])
+    pictures.curves(tmp_path / 'a.png', 'x', np.arange(4), {'y': {'': values}})
+    for found, first in ((lines[0], 2), (bands[0][0], 1), (bands[0][1], 3)):
+        assert found.tolist() == [first, None, 5, None]  # what is not a number is not passed over
 
 
 def test_predictions_that_are_not_numbers(run_dir, data_dir, tmp_path):
-    """Huge factors overflow: nan in the table, black in the video, and pictures all the same."""
+    """Huge factors overflow: scored as the black frames that the video shows, and pictures all the same."""
     found = run(run_dir, data_dir, tmp_path, '--damage_low=-1e38', '--damage_high', '1e38', '--n_damages', '2000', '--n_runs', '2')
-    assert np.isnan(found['psnr'][3]) and np.isnan(found['ssim_intact'][3]) and np.isfinite(found['psnr'][0])
+    truth = to_video(torch.from_numpy(load_test(load_config(run_dir), data_dir, 6).videos([0])), 'cpu')[3:]
+    assert found['psnr'][3] == pytest.approx(psnr(torch.zeros_like(truth), truth).mean().item(), rel=1e-4)
+    assert found['ssim'][3] == pytest.approx(ssim(torch.zeros_like(truth), truth).mean().item(), rel=1e-4)
+    assert all(np.isfinite(found[name]).all() for name in ('psnr', 'ssim', 'ssim_intact')) and np.isfinite(found['psnr_intact'][[3, 7]]).all()
     assert not np.isfinite(found['weight_change'][3]) or found['weight_change'][3] > 1e30
-    assert 'nan' in (tmp_path / 'damage.csv').read_text() and 'inf' in (tmp_path / 'damage.csv').read_text()
+    assert 'inf' in (tmp_path / 'damage.csv').read_text()
     assert read_video(tmp_path / 'prediction.mp4')[-1][40:270, 540:780].max() < 10
     assert {p.name for p in tmp_path.iterdir()} == RESULTS
 
@@ -466,6 +591,11 @@ def test_clip_of_the_published_layout(tmp_path):
     (['--where', 'decode'], '--where decode: no entry .* the parts are encoder, decoder, '),
     (['--damage_low', '2'], '--damage_low 2.0 must be a number of at most --damage_high 1.0'),
     (['--damage_low=-inf'], '--damage_low -inf must be a number'),
+    (['--damage_low=-1e308', '--damage_high', '1e308'], '--damage_low -1e.308 and --damage_high 1e.308 are too far apart'),
+    (['--n_runs', '1000000000'], '--n_runs 1000000000, --n_iterations 4 and --n_damages 30 make more than 100,000,000 draws in all'),
+    (['--n_iterations', '100000'], '--n_iterations: expected a whole number of at least 1 and at most 99999'),
+    (['--video', ''], '--video is empty; name a converted video'),
+    (['--replay', ''], '--n_damages and --replay: the damage comes from the file'),
     (['--mode', 'zero', '--damage_high', '2'], 'no meaning in --mode zero'),
     (['--mode', 'burn'], 'invalid choice'),
     (['--n_iterations', '0'], '--n_iterations: expected a whole number of at least 1'),
@@ -486,6 +616,7 @@ def test_errors(run_dir, data_dir, tmp_path, more, message):
     (['--video', 'running/person01_running_d4', '--nt_gen', '400'], 'covers 400 from frame 0 on; give a smaller --nt_gen'),
     (['--video', 'running/person01_running_d3'], 'person01_running_d3 is not there, .* such as running/person01_running_d4'),
     (['--video', 'dancing/person01'], r'dancing/person01 is not there, .* give the path of a converted video below \S*processed_64$'),
+    (['--video', ''], '--video is empty'),
     (['--index', '0'], 'there is no svg_test_set_<frames>.npz of at least 14 frames'),
     ([], 'there is no svg_test_set_<frames>.npz'),
 ])
@@ -501,15 +632,22 @@ def test_errors_of_videos(kth_run, tmp_path, more, message):
     (dict(names=['nowhere.weight', 'q_z.bias']), 'the model has no entry nowhere.weight'),
     (dict(names=[['q_z.bias'], ['q_z.bias']]), 'names must be a list'),
     (dict(names=[1, 2]), 'names must be a list'),
-    (dict(names=['encoder.conv.1.1.num_batches_tracked'] * 2), 'names has no entry but scalars'),
+    (dict(names=['x' * 10_000, 'q_z.bias']), r'names must be a list of entries of the model, found \(2,\) of <U10000'),
+    (dict(names=['q_z.bias'] * 10_000), r'names must be a list of entries of the model, found \(10000,\)'),
+    (dict(names=['q_z.bias'] * 2), 'names has an entry twice'),
+    (dict(mode='zero' * 1000), 'mode must be a mode, found'),
+    (dict(mode=np.array([None], object)), 'mode must be a mode, found'),
+    (dict(names=['encoder.conv.1.1.num_batches_tracked', 'decoder.conv.1.1.num_batches_tracked']), 'names has no entry but scalars'),
     (dict(names=['q_z.bias']), 'entry must lie between 0 and 0'),
-    (dict(draws=np.zeros((1, 3), DRAW)), r'draws must be \(runs, iterations, damages\) of entry, index, strength, normal, found \(1, 3\)'),
-    (dict(draws=np.zeros((1, 3, 2))), 'of float64'),
+    (dict(draws=np.zeros((1, 3), DRAW)), r'draws must be \(runs, iterations, damages\), .* of entry, index, strength, normal, found \(1, 3\)'),
+    (dict(draws=np.zeros((1, 3, 2))), 'found .* of float64'),
+    (dict(draws=np.zeros((1, 99_999, 1), DRAW)), 'within the bounds of --n_runs, --n_iterations and --n_damages'),
+    (dict(draws=np.zeros((0, 3, 2), DRAW)), 'within the bounds'),
     (dict(draws=np.array([[[(1, 6, 0, 0)]]], DRAW)), 'index lies outside its entry'),
     (dict(draws=np.array([[[(1, -1, 0, 0)]]], DRAW)), 'index lies outside its entry'),
     (dict(draws=np.array([[[(-1, 0, 0, 0)]]], DRAW)), 'entry must lie between 0 and 1'),
     (dict(draws=np.array([[[(1, 5, math.nan, 0)]]], DRAW)), 'strength and normal must be numbers'),
-    (dict(draws=np.array([None, {}], object)), 'cannot be read as the damage.npz'),
+    (dict(draws=np.array([None, {}], object)), 'draws must be .* of object'),
 ])
 def test_replay_files_are_checked(run_dir, data_dir, tmp_path, change, message):
     good = dict(names=['q_z.weight', 'q_z.bias'], mode='zero', draws=np.array([[[(1, 5, 0.5, 0)]]], DRAW))
@@ -524,6 +662,15 @@ def test_replay_files_are_checked(run_dir, data_dir, tmp_path, change, message):
         assert table(tmp_path / 'out')['damaged'].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize('shape', [(1000, 1000, 1000), (1, 1, 1_000_001), (-1, 1, 1)])
+def test_replay_files_of_any_size_are_not_read_before_they_fit(run_dir, data_dir, tmp_path, shape):
+    np.savez(tmp_path / 'd.npz', names=['q_z.weight'], mode='zero')
+    with zipfile.ZipFile(tmp_path / 'd.npz', 'a') as archive, archive.open('draws.npy', 'w') as f:
+        np.lib.format.write_array_header_1_0(f, {'descr': np.lib.format.dtype_to_descr(DRAW), 'fortran_order': False, 'shape': shape})  # and no data
+    with pytest.raises(UserError, match=r'draws must be \(runs, iterations, damages\), within the bounds .*found'):
+        damage.main(['--xp_dir', str(run_dir), '--data_dir', str(data_dir), '--replay', str(tmp_path / 'd.npz')])
+
+
 def test_foreign_replay_files(run_dir, data_dir, tmp_path):
     for content in (None, b'no archive'):
         if content:
@@ -534,6 +681,7 @@ def test_foreign_replay_files(run_dir, data_dir, tmp_path):
 
 def test_command_line(run_dir, data_dir):
     done = subprocess.run([sys.executable, 'damage.py', '--help'], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and 'running/person01_running_d4 from frame 315' in ' '.join(done.stdout.split()) and '(default: 100)' in done.stdout
+    assert done.returncode == 0 and 'running/person01_running_d4 from frame 315' in ' '.join(done.stdout.split())
+    assert ' '.join(done.stdout.split()).count('those of --experiment, or as trained') == 2 and '(default: 100)' in done.stdout
     done = subprocess.run([sys.executable, 'damage.py', '--xp_dir', run_dir, '--data_dir', data_dir, '--where', 'x'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith('error: --where x') and done.stderr.count('\n') == 1
