@@ -311,6 +311,17 @@ def test_predict_takes_folders_of_pictures(colour, video, tmp_path):
     assert_same(given, expected[2:5, ..., :1])
 
 
+@pytest.mark.parametrize('dataset', ['kth', 'folder'])
+def test_predict_takes_one_frame_of_moving_pictures(tmp_path, dataset):
+    xp_dir = write_model(tmp_path / 'run', '--dataset', dataset, '--nc', '1')
+    (tmp_path / 'frames').mkdir()
+    for i in range(4):
+        first, *others = [Image.new('L', (96, 64), 50 * i + k) for k in range(9)]
+        first.save(tmp_path / 'frames' / f'{i}.png', save_all=True, append_images=others)
+    given, _ = predicted(xp_dir, tmp_path / 'frames', tmp_path, '--t_0', 1)
+    assert given.shape == (3, 64, 64, 1) and given[:, 0, 0, 0].tolist() == [50, 100, 150]
+
+
 @pytest.mark.parametrize('suffix', ['gif', 'mp4', 'png'])
 def test_predict_draws_a_video_of_any_length(colour, tmp_path, suffix):
     """A red video of 5 frames, continued to 7: it stays red, then there is nothing."""
