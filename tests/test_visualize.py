@@ -353,6 +353,12 @@ def test_gif_has_the_right_greys_and_colours(tmp_path):
         assert len(frames) == 2 and error.max() <= most and error.mean() <= mean
 
 
+@pytest.mark.parametrize('fps, milliseconds', [(0.1, 10_000), (3, 330), (15, 70), (30, 30), (45, 20), (100, 20)])
+def test_gif_rounds_to_hundredths_of_a_second(tmp_path, fps, milliseconds):
+    pictures.write_video(tmp_path / 'a.gif', np.random.RandomState(0).randint(0, 256, (3, 8, 8, 3)).astype(np.uint8), fps)
+    assert gif(tmp_path / 'a.gif')[1] == milliseconds
+
+
 def test_labels_are_not_clipped():
     long = pictures.Heading('a heading much longer than its frame is wide')
     frame = np.zeros((64, 64, 1), np.uint8)
