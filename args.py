@@ -320,6 +320,8 @@ def parse_visualize(argv=None):
     if what != 'predict' and (len(args.index) < least or most and len(args.index) > most):
         expected = f'{least}' if least == most else f'{least} to {most}'
         raise UserError(f'--index {" ".join(map(str, args.index))}: {what} takes {expected} videos, found {len(args.index)}')
+    if what != 'predict' and len(set(args.index)) < len(args.index):
+        raise UserError(f'--index {" ".join(map(str, args.index))} names a video twice; give each once')
     if getattr(args, 'sample', 1) > args.n_samples:
         raise UserError(f'--sample {args.sample} is more than the {args.n_samples} futures (--n_samples) that are drawn')
     return args

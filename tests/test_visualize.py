@@ -386,6 +386,8 @@ def test_help(capsys):
     ('samples', ['--index', 500], '--index 500: the test set has 500 videos; give numbers from 0 to 499'),
     ('swap', ['--index', 1], '--index 1: swap takes 2 to 12 videos, found 1'),
     ('interpolate', ['--index', 1, 2, 3], 'interpolate takes 2 videos, found 3'),
+    ('interpolate', ['--index', 0, 0], '--index 0 0 names a video twice; give each once'),
+    ('samples', ['--index', 3, 1, 3], '--index 3 1 3 names a video twice'),
     ('latent', ['--out', 'a.gif'], '--out a.gif: latent is written as .png, by the extension'),
     ('samples', ['--out', 'a.npz'], '--out a.npz: samples is written as .png or .gif or .mp4'),
     ('samples', ['--out', 'a'], '--out a: samples is written'),
