@@ -219,8 +219,9 @@ def plane(y, times, share, size=800):
     Parameters
     ----------
     y : np.ndarray (T, B, 2)
-    times : tuple of int
-        Numbered states: the first one, that of the first predicted frame, and the last one. Dots are those of given frames, rings the others.
+    times : list of int
+        Numbered states: the first one, that of the first predicted frame, and the last one if it is another. Dots are those of given
+        frames, rings the others.
     share : np.ndarray (2,)
         Share of the variance that each dimension has.
     size : int

@@ -187,8 +187,8 @@ def latent(model, truth, index, args):
     """States of videos along time in the plane of their first principal components, and what they decode to."""
     futures = get_futures(model, truth, index, args)
     y = torch.cat([futures.y_given, futures.y])[:, 0]  # (T, B, ny)
-    times = [0, args.nt_cond, args.nt_gen - 1]
-    x = to_frames(model.decode(futures.cond.w, y[times], futures.cond.skips))  # (3, B, H, W, C)
+    times = sorted({0, args.nt_cond, args.nt_gen - 1})  # a single predicted frame is the first and the last
+    x = to_frames(model.decode(futures.cond.w, y[times], futures.cond.skips))  # (times, B, H, W, C)
     flat, share = pca(y.flatten(0, 1).cpu().numpy())
 
     def draw(path):

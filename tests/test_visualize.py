@@ -241,6 +241,14 @@ def test_latent_shows_paths_and_frames(grey, data_dir, tmp_path, monkeypatch):
     assert_same(cells(tmp_path / 'frames.png', 2, 3), x.swapaxes(0, 1).repeat(3, -1))
 
 
+def test_latent_shows_a_single_predicted_frame_once(grey, data_dir, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pictures, 'plane', lambda *args, plane=pictures.plane: seen.append(('plane', args[1])) or plane(*args))
+    monkeypatch.setattr(pictures, 'table', lambda *args, table=pictures.table: seen.append(('table', [h.text for h in args[1]])) or table(*args))
+    draw('latent', grey, '--data_dir', data_dir, '--index', 5, '--nt_gen', 4, '--n_samples', 2, '--out', tmp_path / 'a.png')
+    assert seen == [('plane', [0, 3]), ('table', ['t = 0 (given)', 't = 3 (predicted)'])]
+
+
 # Any video
 
 @pytest.fixture(scope='module')
