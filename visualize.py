@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 import pictures
-from args import complete, load_config, parse_visualize
+from args import VIDEOS, complete, load_config, parse_visualize
 from data import load_test
 from files import UserError, make_folder, run_script, write_npz
 from metrics.frame import psnr
@@ -51,6 +51,11 @@ def get_videos(args, config):
             print(f'note: {args.video} is damaged, but was read ({note})')
         return frames[:, None]
     testset = load_test(config, args.data_dir, args.nt_gen)
+    least, _, usual = VIDEOS[args.what]
+    if len(testset) < least:
+        raise UserError(f'{args.what} takes {least} videos or more, but the test set in --data_dir {args.data_dir} has {len(testset)}; '
+                        'make a larger one')
+    args.index = args.index or list(range(min(usual, len(testset))))
     for i in args.index:
         if i >= len(testset):
             raise UserError(f'--index {i}: the test set has {len(testset)} videos; give numbers from 0 to {len(testset) - 1}')

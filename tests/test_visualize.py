@@ -419,6 +419,22 @@ def test_errors(run_dir, data_dir, tmp_path, monkeypatch, what, more, message):
     assert not list(tmp_path.iterdir()) and set(run_dir.rglob('*')) == before
 
 
+def test_usual_videos_are_as_many_as_there_are(colour, tmp_path):
+    xp_dir, data_dir = colour
+    (tmp_path / 'test').mkdir()
+    for n, what, count in ((1, 'samples', 1), (1, 'latent', 1), (2, 'swap', 2), (3, 'swap', 3), (3, 'latent', 3), (4, 'swap', 3), (4, 'latent', 4)):
+        for i in range(n):
+            shutil.copy(data_dir / 'test' / f'{i}.npy', tmp_path / 'test')
+        args, config = visualize.resolve([what, '--xp_dir', str(xp_dir), '--data_dir', str(tmp_path)])
+        assert visualize.get_videos(args, config).shape[1] == count and args.index == list(range(count))
+        shutil.rmtree(tmp_path / 'test')
+        (tmp_path / 'test').mkdir()
+    shutil.copy(data_dir / 'test' / '0.npy', tmp_path / 'test')
+    for what in ('swap', 'interpolate'):
+        with pytest.raises(UserError, match=f'{what} takes 2 videos or more, but the test set in --data_dir .* has 1; make a larger one'):
+            draw(what, xp_dir, '--data_dir', tmp_path, '--out', tmp_path / 'a.png')
+
+
 def test_errors_of_predict(colour, video, tmp_path):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'no.mp4').write_bytes(b'no video')
