@@ -278,7 +278,7 @@ def _add_visual(verbs, what):
     elif what != 'interpolate':
         p.add_argument('--n_euler_steps', type=count, metavar='N', help='Euler steps a predicted frame; as trained if absent')
     if what == 'interpolate':
-        p.add_argument('--steps', type=number(int, 2), default=9, metavar='N', help='decodings, both ends included')
+        p.add_argument('--steps', type=number(int, 2, 64), default=9, metavar='N', help='decodings, both ends included')
     if what != 'latent':
         p.add_argument('--fps', type=number(float, 0.1, 50), default=10 if what == 'framerate' else 5, metavar='F',
                        help='pictures a second, in a .gif or .mp4; a .gif rounds their time to hundredths of a second, at least two')

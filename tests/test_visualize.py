@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import weakref
 
 import imageio_ffmpeg
 import numpy as np
@@ -17,12 +18,12 @@ from conftest import ROOT
 from data import load_test
 from files import UserError, write_json
 from metrics.frame import psnr
-from model import build_model
+from model import SRVP, build_model
 from preprocessing.convert import find_ffmpeg
 from preprocessing.folder import convert as folder_convert
 from preprocessing.human import convert as human_convert
 from preprocessing.kth import convert as kth_convert
-from sampling import Futures, draw_noise, quantise
+from sampling import Chunk, Futures, draw_noise, quantise
 from test_datasets import encode
 from utils import load_weights, to_video
 
@@ -209,6 +210,41 @@ def test_interpolation_ends_at_the_decodings_of_both_videos(colour, tmp_path):
     assert_same(found[0, 3], as_frames(model.decode(w[:1], y, [s[:1] for s in skips]))[0, 0])
     assert_same(found[1, 3], as_frames(model.decode(w.mean(0)[None], y, [s.mean(0)[None] for s in skips]))[0, 0])
     assert len(gif(out.with_suffix('.gif'))[0]) == 8  # there and back
+
+
+@pytest.mark.parametrize('what', ['swap', 'latent'])
+def test_frames_are_decoded_in_chunks(colour, tmp_path, monkeypatch, what):
+    xp_dir, data_dir = colour
+    options = what, xp_dir, '--data_dir', data_dir, '--index', 1, 2, '--n_samples', 2
+    draw(*options, '--out', tmp_path / 'whole.png')
+    rows = []
+    monkeypatch.setattr(SRVP, 'decode', lambda model, w, y, skips, plain=SRVP.decode: rows.append(len(y)) or plain(model, w, y, skips))
+    monkeypatch.setattr(visualize, 'Chunk', lambda model: Chunk(model, 4))
+    draw(*options, '--out', tmp_path / 'chunks.png')
+    assert max(rows) == 2
+    whole, chunks = (np.asarray(Image.open(tmp_path / f'{name}.png')).astype(int) for name in ('whole', 'chunks'))
+    assert abs(whole - chunks).max() <= 1
+
+
+def test_samples_are_forgotten_one_after_the_other(grey, data_dir, tmp_path, monkeypatch):
+    seen = []
+
+    class Watched:
+        def __init__(self, futures):
+            self.futures = futures
+
+        def __len__(self):
+            return len(self.futures)
+
+        def __iter__(self):
+            for x in self.futures:
+                x = x.numpy().copy()
+                seen.append(weakref.ref(x))  # it lives as long as a tensor with its memory does
+                assert sum(ref() is not None for ref in seen) <= 3
+                yield torch.from_numpy(x)
+    monkeypatch.setattr(visualize, 'get_futures', lambda *args, get=visualize.get_futures: Watched(get(*args)))
+    draw('samples', grey, '--data_dir', data_dir, '--n_samples', 12, '--out', tmp_path / 'a.png')
+    assert len(seen) == 12
 
 
 def test_pca_is_that_of_the_covariance(tmp_path):
@@ -400,6 +436,7 @@ def test_help(capsys):
     ('samples', ['--out', 'a.npz'], '--out a.npz: samples is written as .png or .gif or .mp4'),
     ('samples', ['--out', 'a'], '--out a: samples is written'),
     ('samples', ['--steps', 3], '--steps belongs to interpolate, found samples; leave it out'),
+    ('interpolate', ['--steps', 65], 'at most 64'),
     ('swap', ['--video', 'a.mp4'], '--video belongs to predict, found swap'),
     ('swap', ['--idnex', 3], 'unknown option --idnex; did you mean --index'),
     ('framerate', ['--n_euler_steps', 1], 'expected a whole number of at least 2'),
