@@ -296,7 +296,9 @@ def visualize_parser():
 
 
 def parse_visualize(argv=None):
-    """Options of `visualize.py`, checked as far as the model need not be known; `out` is a list of Path.
+    """Options of `visualize.py`, checked as far as the model need not be known.
+
+    `out` is a list of Path; `files` has a list of those that are written of each video, or one list of those of all together.
 
     Raises
     ------
@@ -315,8 +317,6 @@ def parse_visualize(argv=None):
     for path in args.out:
         if path.suffix.lower() not in FORMATS[what]:
             raise UserError(f'--out {path}: {what} is written as {" or ".join(FORMATS[what])}, by the extension of the file; give one of them')
-        if path.is_dir():
-            raise UserError(f'--out {path} is a folder; name a file')
     if given := getattr(args, 'index', None):
         least, most, _ = VIDEOS[what]
         if not least <= len(given) <= (most or len(given)):
@@ -324,6 +324,13 @@ def parse_visualize(argv=None):
             raise UserError(f'--index {" ".join(map(str, given))}: {what} takes {expected} videos, found {len(given)}')
         if len(set(given)) < len(given):
             raise UserError(f'--index {" ".join(map(str, given))} names a video twice; give each once')
+    each = what in ('samples', 'framerate') and given and len(given) > 1  # a file of each video
+    args.files = [[path.with_name(f'{path.stem}_{i}{path.suffix}') for path in args.out] for i in given] if each else [args.out]
+    for path in sum(args.files, []):
+        if len(os.fsencode(path.name)) > 230:  # file systems allow 255 bytes, of which the temporary file's name takes some
+            raise UserError(f'--out: the name of {path} has {len(os.fsencode(path.name))} bytes; give a name of at most 230')
+        if os.path.isdir(path):
+            raise UserError(f'--out: {path} is a folder; name another file')
     if getattr(args, 'sample', 1) > args.n_samples:
         raise UserError(f'--sample {args.sample} is more than the {args.n_samples} futures (--n_samples) that are drawn')
     return args

@@ -246,12 +246,11 @@ def main(argv=None):
     truth = get_videos(args, config)
     for path in args.out:
         make_folder(path.parent, '--out: folder')
-    each = args.what in ('samples', 'framerate') and len(args.index) > 1  # a file of each video
-    for part in [[b] for b in range(len(args.index))] if each else [list(range(len(args.index)))]:
-        index = [args.index[b] for b in part]
-        draw = DRAW[args.what](model, truth[:, part], index, args)
-        for path in args.out:
-            path = path.with_stem(f'{path.stem}_{index[0]}') if each else path
+    each = len(args.files) > 1
+    for b, files in enumerate(args.files):
+        part = slice(b, b + 1) if each else slice(None)
+        draw = DRAW[args.what](model, truth[:, part], args.index[part], args)
+        for path in files:
             draw(path)
             print(f'{args.what}: {path}')
 

@@ -491,8 +491,15 @@ def test_errors_of_predict(colour, video, tmp_path):
 
 def test_out_must_be_a_file_in_a_folder(run_dir, data_dir, tmp_path):
     (tmp_path / 'a.png').mkdir()
-    with pytest.raises(UserError, match='a.png is a folder; name a file'):
+    with pytest.raises(UserError, match='a.png is a folder; name another file'):
         draw('latent', run_dir, '--data_dir', data_dir, '--out', tmp_path / 'a.png')
+    (tmp_path / 'd_0.png').mkdir()
+    with pytest.raises(UserError, match='--out: .*d_0.png is a folder; name another file'):
+        draw('samples', run_dir, '--data_dir', data_dir, '--index', 1, 0, '--out', tmp_path / 'd.png')
+    draw('latent', run_dir, '--data_dir', data_dir, '--out', tmp_path / ('a' * 226 + '.png'))
+    for name, more, size in (('é' * 120, [], 244), ('a' * 300, [], 304), ('a' * 225, ['--index', 1, 10], 231)):
+        with pytest.raises(UserError, match=f'--out: the name of .* has {size} bytes; give a name of at most 230'):
+            draw('samples', run_dir, '--data_dir', data_dir, '--out', tmp_path / f'{name}.png', *more)
     (tmp_path / 'file').touch()
     with pytest.raises(UserError, match='--out: folder .*file.* cannot be created'):
         draw('latent', run_dir, '--data_dir', data_dir, '--out', tmp_path / 'file' / 'a.png')
