@@ -14,6 +14,7 @@ from files import UserError, make_folder, run_script, write_npz
 from metrics.frame import psnr
 from model import Noise, build_model
 from pictures import Heading
+from preprocessing.convert import find_ffmpeg
 from preprocessing.video import read_video
 from sampling import Best, Chunk, Futures, draw_noise, quantise
 from utils import get_device, load_weights, to_video
@@ -30,6 +31,8 @@ def resolve(argv=None):
     if args.what == 'predict':
         args.index = [0]  # its futures are drawn as those of the first test video
     args.device = get_device(args.device)
+    if any(path.suffix.lower() == '.mp4' for path in args.out):
+        find_ffmpeg()  # says so if there is none
     return args, config
 
 

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from unittest.mock import Mock
 
 import imageio_ffmpeg
 import numpy as np
@@ -503,6 +504,15 @@ def test_out_must_be_a_file_in_a_folder(run_dir, data_dir, tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(UserError, match='--out: folder .*file.* cannot be created'):
         draw('latent', run_dir, '--data_dir', data_dir, '--out', tmp_path / 'file' / 'a.png')
+
+
+def test_mp4_needs_ffmpeg(run_dir, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', '')
+    monkeypatch.setattr(imageio_ffmpeg, 'get_ffmpeg_exe', Mock(side_effect=RuntimeError))
+    with pytest.raises(UserError, match='ffmpeg was not found; pip install imageio-ffmpeg'):
+        draw('samples', run_dir, '--data_dir', data_dir, '--out', tmp_path / 'new' / 'a.png', tmp_path / 'new' / 'a.mp4')
+    assert not (tmp_path / 'new').exists()
+    draw('samples', run_dir, '--data_dir', data_dir, '--n_samples', 2, '--out', tmp_path / 'a.png')
 
 
 @pytest.mark.parametrize('what', [what for what in VISUALS if what != 'predict'])
