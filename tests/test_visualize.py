@@ -121,9 +121,38 @@ def mp4(path):
     return np.stack([np.frombuffer(frame, np.uint8).reshape(*meta['size'][::-1], 3) for frame in reader]), meta['fps']
 
 
+@pytest.fixture
+def shown(monkeypatch):
+    """Frames of the last animation, before their colours become fewer, and the lines below them."""
+    frames, lines = [], []
+
+    def write_video(path, drawn, fps, plain=pictures.write_video):
+        lines.clear()
+        frames[:] = drawn
+        plain(path, iter(frames), fps)
+
+    def below(parts, line, colour, plain=pictures.below):
+        lines.append(line)
+        return plain(parts, line, colour)
+    monkeypatch.setattr(pictures, 'write_video', write_video)
+    monkeypatch.setattr(pictures, 'below', below)
+    return frames, lines
+
+
+def bordered(picture, colour):
+    """Frames (N, 64, 64, 3) with a border of this colour in a picture, row by row."""
+    mask, side = (picture == colour).all(-1), SIDE + 4
+    across, down = (np.lib.stride_tricks.sliding_window_view(mask, side, axis).all(-1) for axis in (1, 0))
+    corners = np.argwhere(across[:1 - side] & down[:, :1 - side]) + 2
+    found = np.stack([picture[y:y + SIDE:3, x:x + SIDE:3] for y, x in corners])
+    for (y, x), frame in zip(corners, found):
+        np.testing.assert_array_equal(picture[y:y + SIDE, x:x + SIDE], frame.repeat(3, 0).repeat(3, 1))
+    return found
+
+
 # Each WHAT
 
-def test_samples_are_those_of_evaluation_with_their_moments(grey, data_dir, tmp_path):
+def test_samples_are_those_of_evaluation_with_their_moments(grey, data_dir, tmp_path, shown):
     out = tmp_path / 'new' / 'samples.png'
     draw('samples', grey, '--data_dir', data_dir, '--index', 4, '--n_samples', 6, '--nt_gen', 8, '--out', out, out.with_suffix('.gif'), '--fps', 4)
     _, truth, futures = plain(grey, data_dir, [4], 6, 8)
@@ -139,6 +168,9 @@ def test_samples_are_those_of_evaluation_with_their_moments(grey, data_dir, tmp_
     assert found[7, 3:].max() > 0 and score.max() > score.min()
     frames, duration = gif(out.with_suffix('.gif'))
     assert len(frames) == 8 and duration == 250 and frames.shape[2] > 4 * SIDE
+    assert shown[1] == [f't = {t} (given)' for t in range(3)] + [f't = {t} (predicted)' for t in range(3, 8)]
+    np.testing.assert_array_equal(bordered(shown[0][6], pictures.PREDICTED), found[:, 6])
+    np.testing.assert_array_equal(bordered(shown[0][1], pictures.GIVEN), [*found[:1, 1].repeat(7, 0), 0 * found[0, 1]])  # they deviate by nothing
 
 
 def test_several_videos_have_a_file_each(grey, data_dir, tmp_path, capsys):
@@ -151,7 +183,7 @@ def test_several_videos_have_a_file_each(grey, data_dir, tmp_path, capsys):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'one.PNG')), np.asarray(Image.open(out / 'samples_3.png')))
 
 
-def test_framerate_decodes_the_states_between_frames(colour, tmp_path):
+def test_framerate_decodes_the_states_between_frames(colour, tmp_path, shown):
     xp_dir, data_dir = colour
     out = [tmp_path / f'a.{e}' for e in ('png', 'gif', 'mp4')]
     draw('framerate', xp_dir, '--data_dir', data_dir, '--index', 1, '--n_euler_steps', 4, '--nt_gen', 8, '--n_samples', 3, '--sample', 2,
@@ -170,11 +202,15 @@ def test_framerate_decodes_the_states_between_frames(colour, tmp_path):
     assert_same(found[:, 1:].reshape(20, 64, 64, 3)[1:], states[1:20])
     frames, duration = gif(out[1])
     assert len(frames) == 7 * 4 + 1 and duration == 100
+    for tick, line in ((4, 't = 1 (given)'), (18, 't = 4 + 2/4 (predicted)')):
+        assert shown[1][tick] == line
+    np.testing.assert_array_equal(bordered(shown[0][18], pictures.PREDICTED), [truth[4, 0], *found[2, [1, 3]]])
+    np.testing.assert_array_equal(bordered(shown[0][4], pictures.GIVEN), truth[[1, 1, 1], 0])
     frames, fps = mp4(out[2])
     assert len(frames) == 7 * 4 + 1 and fps == 10
 
 
-def test_swap_has_the_plain_prediction_on_its_diagonal(colour, tmp_path):
+def test_swap_has_the_plain_prediction_on_its_diagonal(colour, tmp_path, shown):
     xp_dir, data_dir = colour
     out = tmp_path / 'swap.png'
     draw('swap', xp_dir, '--data_dir', data_dir, '--index', 2, 1, '--nt_gen', 6, '--n_samples', 2, '--out', out, out.with_suffix('.gif'))
@@ -182,6 +218,8 @@ def test_swap_has_the_plain_prediction_on_its_diagonal(colour, tmp_path):
     found = cells(out, 3, 13, apart=(0, 6))
     assert (found[0, 0] == 255).all()
     np.testing.assert_array_equal(found[1:, 0], truth[2])  # the frames that content and skip connections come from
+    np.testing.assert_array_equal(bordered(shown[0][4], pictures.PREDICTED), [*found[0, [5, 11]], *found[1, [0, 5, 11]], *found[2, [0, 5, 11]]])
+    assert shown[1][2:4] == ['t = 2 (given)', 't = 3 (predicted)']
     found = found[:, 1:].reshape(3, 2, 6, 64, 64, 3)
     np.testing.assert_array_equal(found[0], truth.swapaxes(0, 1))
     given, predicted = futures.given(0), futures[0]
@@ -195,7 +233,7 @@ def test_swap_has_the_plain_prediction_on_its_diagonal(colour, tmp_path):
     assert len(gif(out.with_suffix('.gif'))[0]) == 6
 
 
-def test_interpolation_ends_at_the_decodings_of_both_videos(colour, tmp_path):
+def test_interpolation_ends_at_the_decodings_of_both_videos(colour, tmp_path, shown):
     xp_dir, data_dir = colour
     out = tmp_path / 'line.png'
     draw('interpolate', xp_dir, '--data_dir', data_dir, '--index', 3, 1, '--steps', 5, '--n_samples', 2, '--nt_gen', 5, '--out', out,
@@ -211,6 +249,10 @@ def test_interpolation_ends_at_the_decodings_of_both_videos(colour, tmp_path):
     assert_same(found[0, 3], as_frames(model.decode(w[:1], y, [s[:1] for s in skips]))[0, 0])
     assert_same(found[1, 3], as_frames(model.decode(w.mean(0)[None], y, [s.mean(0)[None] for s in skips]))[0, 0])
     assert len(gif(out.with_suffix('.gif'))[0]) == 8  # there and back
+    assert shown[1] == [f'a = {a}' for a in ('0', '0.25', '0.5', '0.75', '1', '0.75', '0.5', '0.25')]
+    for k, line in enumerate(shown[1]):
+        a = round(4 * float(line.removeprefix('a = ')))
+        np.testing.assert_array_equal(bordered(shown[0][k], pictures.INK), [truth[0, 0], *found[:, 1 + a], truth[0, 1]])
 
 
 @pytest.mark.parametrize('what', ['swap', 'latent'])
@@ -258,6 +300,16 @@ def test_pca_is_that_of_the_covariance(tmp_path):
     np.testing.assert_allclose(visualize.pca(-y)[0], -flat)  # signs do not depend on the solver
     flat, share = visualize.pca(y[:, :1])
     assert (flat[:, 1] == 0).all() and share.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize('nt_cond', [1, 3, 5])
+def test_plane_has_dots_of_given_states_only(nt_cond):
+    y = np.stack([np.arange(8.), np.arange(8.) ** 2 / 8], 1)[:, None]  # from left to right
+    picture, colours = pictures.plane(y, [0, nt_cond, 7], [0.9, 0.1])
+    filled = np.lib.stride_tricks.sliding_window_view((np.asarray(picture) == colours[0]).all(-1), (5, 5)).all((-1, -2))
+    x = np.flatnonzero(filled.any(0))
+    left = x[np.diff(x, prepend=-99) > 9]
+    assert len(left) == nt_cond and left[0] < 150 and np.ptp(left) < (picture.width - 100) * nt_cond / 8
 
 
 def test_latent_shows_paths_and_frames(grey, data_dir, tmp_path, monkeypatch):
@@ -368,19 +420,22 @@ def test_predict_takes_one_frame_of_moving_pictures(tmp_path, dataset):
 
 
 @pytest.mark.parametrize('suffix', ['gif', 'mp4', 'png'])
-def test_predict_draws_a_video_of_any_length(colour, tmp_path, suffix):
+def test_predict_draws_a_video_of_any_length(colour, tmp_path, shown, suffix):
     """A red video of 5 frames, continued to 7: it stays red, then there is nothing."""
     (tmp_path / 'red').mkdir()
     for t in range(5):
         Image.new('RGB', (96, 64), (255, 0, 0)).save(tmp_path / 'red' / f'{t}.png')
     out = tmp_path / f'p.{suffix}'
-    draw('predict', colour[0], '--video', tmp_path / 'red', '--nt_gen', 7, '--n_samples', 2, '--out', out)
+    draw('predict', colour[0], '--video', tmp_path / 'red', '--nt_gen', 7, '--n_samples', 2, '--out', out, tmp_path / 'p.npz')
     if suffix == 'png':
         found = cells(out, 3, 7)[0]
     else:
         frames, rate = gif(out) if suffix == 'gif' else mp4(out)
         assert len(frames) == 7 and rate == (200 if suffix == 'gif' else 5)
         found = frames[:, 40:200, 20:180]
+        with np.load(tmp_path / 'p.npz') as arrays:
+            np.testing.assert_array_equal(bordered(shown[0][5], pictures.PREDICTED)[1:], arrays['samples'][:, 2])
+            np.testing.assert_array_equal(bordered(shown[0][1], pictures.GIVEN)[1:], arrays['given'][[1, 1]])
     assert abs(found[:5].astype(int) - (255, 0, 0)).max() <= (5 if suffix == 'mp4' else 0)
     assert found[5:].min() >= 252
 
