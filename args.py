@@ -35,6 +35,7 @@ VISUALS = {
 FORMATS = {what: ['.png', '.gif', '.mp4'] for what in VISUALS} | {'latent': ['.png'], 'predict': ['.mp4', '.gif', '.png', '.npz']}
 DEFAULT_FORMATS = {'samples': ['.png', '.gif'], 'framerate': ['.gif'], 'swap': ['.gif'], 'interpolate': ['.png'], 'latent': ['.png'],
                    'predict': ['.mp4']}
+VIDEOS = {'samples': (1, None, 1), 'framerate': (1, None, 1), 'swap': (2, 12, 3), 'interpolate': (2, 2, 2), 'latent': (1, 10, 4)}  # least, most, usual
 
 NX = 64  # frames are 64 x 64: the architectures fix the number of downsamplings
 CHANNELS = {'smmnist': (1,), 'kth': (1,), 'human': (3,), 'bair': (3,), 'folder': (1, 3)}  # of each dataset's frames
@@ -258,8 +259,8 @@ def _add_visual(verbs, what):
     else:
         numbers = {'swap': 'two or more', 'interpolate': 'two', 'latent': 'one or more'}.get(what, 'one, or more for a file of each')
         p.add_argument('--data_dir', required=True, help='folder of the dataset')
-        p.add_argument('--index', type=index, nargs='+', metavar='I', help=f'videos, {numbers}, of the test set, from 0',
-                       default={'swap': [0, 1, 2], 'interpolate': [0, 1], 'latent': [0, 1, 2, 3]}.get(what, [0]))
+        p.add_argument('--index', type=index, nargs='+', metavar='I', help=f'videos, {numbers}, of the test set, from 0; '
+                       f'{" ".join(map(str, range(VIDEOS[what][2])))} if absent, as far as there are so many')
     p.add_argument('--out', nargs='+', metavar='FILE', help=f'files to write, {" or ".join(FORMATS[what])}; '
                    + ' and '.join(f'<xp_dir>/visualize/{what}{suffix}' for suffix in DEFAULT_FORMATS[what]) + ' if absent')
     p.add_argument('--model_name', default='model.pt', help='weights, in --xp_dir')
@@ -277,10 +278,10 @@ def _add_visual(verbs, what):
     elif what != 'interpolate':
         p.add_argument('--n_euler_steps', type=count, metavar='N', help='Euler steps a predicted frame; as trained if absent')
     if what == 'interpolate':
-        p.add_argument('--steps', type=number(int, 2), default=9, metavar='N', help='decodings, both ends included')
+        p.add_argument('--steps', type=number(int, 2, 64), default=9, metavar='N', help='decodings, both ends included')
     if what != 'latent':
         p.add_argument('--fps', type=number(float, 0.1, 50), default=10 if what == 'framerate' else 5, metavar='F',
-                       help='pictures a second, in a .gif or .mp4')
+                       help='pictures a second, in a .gif or .mp4; a .gif rounds their time to hundredths of a second, at least two')
     p.add_argument('--seed', type=seed, default=1, help='of the futures (--test_seed of test.py)')
     add_device_option(p)
 
@@ -295,7 +296,9 @@ def visualize_parser():
 
 
 def parse_visualize(argv=None):
-    """Options of `visualize.py`, checked as far as the model need not be known; `out` is a list of Path.
+    """Options of `visualize.py`, checked as far as the model need not be known.
+
+    `out` is a list of Path; `files` has a list of those that are written of each video, or one list of those of all together.
 
     Raises
     ------
@@ -314,12 +317,20 @@ def parse_visualize(argv=None):
     for path in args.out:
         if path.suffix.lower() not in FORMATS[what]:
             raise UserError(f'--out {path}: {what} is written as {" or ".join(FORMATS[what])}, by the extension of the file; give one of them')
-        if path.is_dir():
-            raise UserError(f'--out {path} is a folder; name a file')
-    least, most = {'swap': (2, 12), 'interpolate': (2, 2), 'latent': (1, 10)}.get(what, (1, None))
-    if what != 'predict' and (len(args.index) < least or most and len(args.index) > most):
-        expected = f'{least}' if least == most else f'{least} to {most}'
-        raise UserError(f'--index {" ".join(map(str, args.index))}: {what} takes {expected} videos, found {len(args.index)}')
+    if given := getattr(args, 'index', None):
+        least, most, _ = VIDEOS[what]
+        if not least <= len(given) <= (most or len(given)):
+            expected = f'{least}' if least == most else f'{least} to {most}'
+            raise UserError(f'--index {" ".join(map(str, given))}: {what} takes {expected} videos, found {len(given)}')
+        if len(set(given)) < len(given):
+            raise UserError(f'--index {" ".join(map(str, given))} names a video twice; give each once')
+    each = what in ('samples', 'framerate') and given and len(given) > 1  # a file of each video
+    args.files = [[path.with_name(f'{path.stem}_{i}{path.suffix}') for path in args.out] for i in given] if each else [args.out]
+    for path in sum(args.files, []):
+        if len(os.fsencode(path.name)) > 230:  # file systems allow 255 bytes, of which the temporary file's name takes some
+            raise UserError(f'--out: the name of {path} has {len(os.fsencode(path.name))} bytes; give a name of at most 230')
+        if os.path.isdir(path):
+            raise UserError(f'--out: {path} is a folder; name another file')
     if getattr(args, 'sample', 1) > args.n_samples:
         raise UserError(f'--sample {args.sample} is more than the {args.n_samples} futures (--n_samples) that are drawn')
     return args

@@ -48,7 +48,8 @@ def write_video(path, frames, fps):
     with replacing(path) as tmp:
         if path.suffix.lower() == '.gif':
             first, *others = map(_to_palette, frames)
-            first.save(tmp, 'GIF', save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+            hundredths = max(2, round(100 / fps))  # the unit of GIF; players slow down what is faster
+            first.save(tmp, 'GIF', save_all=True, append_images=others, duration=hundredths * 10, loop=0)
             return
         frame = next(frames)
         H, W = (n + n % 2 for n in frame.shape[:2])  # players expect half as many colours: even sizes
@@ -227,8 +228,9 @@ def plane(y, times, share, size=800):
     Parameters
     ----------
     y : np.ndarray (T, B, 2)
-    times : tuple of int
-        Numbered states: the first one, that of the first predicted frame, and the last one. Dots are those of given frames, rings the others.
+    times : list of int
+        Numbered states: the first one, that of the first predicted frame, and the last one if it is another. Dots are those of given
+        frames, rings the others.
     share : np.ndarray (2,)
         Share of the variance that each dimension has.
     size : int

@@ -8,14 +8,15 @@ import torch
 from tqdm import tqdm
 
 import pictures
-from args import complete, load_config, parse_visualize
+from args import VIDEOS, complete, load_config, parse_visualize
 from data import load_test
 from files import UserError, make_folder, run_script, write_npz
 from metrics.frame import psnr
 from model import Noise, build_model
 from pictures import Heading
+from preprocessing.convert import find_ffmpeg
 from preprocessing.video import read_video
-from sampling import Futures, draw_noise, quantise
+from sampling import Best, Chunk, Futures, draw_noise, quantise
 from utils import get_device, load_weights, to_video
 
 N_RANDOM = 3        # random futures that `samples` shows, as evaluation does
@@ -30,6 +31,8 @@ def resolve(argv=None):
     if args.what == 'predict':
         args.index = [0]  # its futures are drawn as those of the first test video
     args.device = get_device(args.device)
+    if any(path.suffix.lower() == '.mp4' for path in args.out):
+        find_ffmpeg()  # says so if there is none
     return args, config
 
 
@@ -51,6 +54,11 @@ def get_videos(args, config):
             print(f'note: {args.video} is damaged, but was read ({note})')
         return frames[:, None]
     testset = load_test(config, args.data_dir, args.nt_gen)
+    least, _, usual = VIDEOS[args.what]
+    if len(testset) < least:
+        raise UserError(f'{args.what} takes {least} videos or more, but the test set in --data_dir {args.data_dir} has {len(testset)}; '
+                        'make a larger one')
+    args.index = args.index or list(range(min(usual, len(testset))))
     for i in args.index:
         if i >= len(testset):
             raise UserError(f'--index {i}: the test set has {len(testset)} videos; give numbers from 0 to {len(testset) - 1}')
@@ -74,6 +82,11 @@ def to_frames(x):
     return quantise(x.clamp(0, 1)).movedim(-3, -1).cpu().numpy()
 
 
+def decode(model, w, y, skips):
+    """uint8 (T, B, H, W, C) of states y (T, B, ny), content w (B, nh_inf) and skip connections, as many at a time as memory allows."""
+    return to_frames(Chunk(model).decode(lambda part: model.decode(w, part, skips), y))
+
+
 def is_still(path):
     """Whether a file is one picture."""
     return path.suffix.lower() == '.png'
@@ -84,12 +97,20 @@ def is_still(path):
 def samples(model, truth, index, args):
     """Futures of one video: the best and the worst by PSNR, random ones, and mean and standard deviation of each pixel over all."""
     futures = get_futures(model, truth, index, args)
-    x = torch.stack([future[:, 0] for future in tqdm(futures, f'video {index[0]}', unit='sample', dynamic_ncols=True)])  # (S, nt, C, H, W)
-    score = psnr(x, to_video(torch.from_numpy(truth[args.nt_cond:]), args.device)[:, 0].expand_as(x)).mean((1, 2))
+    target = to_video(torch.from_numpy(truth[args.nt_cond:]), args.device)
+    best, worst, random, total, squares = Best(), Best(False), [], 0, 0
+    for x in tqdm(futures, f'video {index[0]}', unit='sample', dynamic_ncols=True):  # (nt, 1, C, H, W), forgotten one after the other
+        score = psnr(x, target).mean((0, 2))
+        best.update(score, x)
+        worst.update(score, x)
+        random += [to_frames(x[:, 0])] if len(random) < N_RANDOM else []
+        x = x[:, 0].double()
+        total, squares = total + x, squares + x ** 2
+    mean = total / len(futures)
+    std = (squares / len(futures) - mean ** 2).clamp(min=0).sqrt()  # of numbers in [0, 1] it is at most 1/2
     truth, given = truth[:, 0], truth[:args.nt_cond, 0]
-    rows = {'best': x[score.argmax()], 'worst': x[score.argmin()], **{f'random {i + 1}': x[i] for i in range(min(N_RANDOM, len(x)))},
-            'mean': x.mean(0), '2 std': 2 * x.std(0, correction=0)}  # of numbers in [0, 1] it is at most 1/2
-    rows = {name: to_frames(row) for name, row in rows.items()}
+    rows = {'best': to_frames(best.kept[:, 0]), 'worst': to_frames(worst.kept[:, 0]), **{f'random {i + 1}': x for i, x in enumerate(random)},
+            'mean': to_frames(mean), '2 std': to_frames(2 * std)}
 
     def draw(path):
         if is_still(path):
@@ -127,7 +148,7 @@ def swap(model, truth, index, args):
 
     def with_content(b):
         """All motions with the content of video b: uint8 (T, B, H, W, C)."""
-        return to_frames(model.decode(w[b].expand(B, -1), y, skips and [s[b].expand(B, *s[b].shape) for s in skips]))
+        return decode(model, w[b].expand(B, -1), y, skips and [s[b].expand(B, *s[b].shape) for s in skips])
     cells = [[None, *truth.swapaxes(0, 1)]]
     for b in range(B):
         content = np.broadcast_to(truth[args.nt_cond - 1, b], truth[:, b].shape)  # the frame that skip connections come from
@@ -158,7 +179,7 @@ def interpolate(model, truth, index, args):
     y, contents = mix(futures.y_given[0, 0], a)[None], {}  # (1, K, ny)
     for name, weight in {f'content of video {index[0]}': 0 * a, 'content between': a, f'content of video {index[1]}': 0 * a + 1}.items():
         skips = futures.cond.skips and [mix(s, weight) for s in futures.cond.skips]
-        contents[name] = to_frames(model.decode(mix(futures.cond.w, weight), y, skips)[0])  # (K, H, W, C)
+        contents[name] = decode(model, mix(futures.cond.w, weight), y, skips)[0]  # (K, H, W, C)
 
     def draw(path):
         ends = [Heading(f'video {i}, t = 0', pictures.GIVEN) for i in index]
@@ -187,8 +208,8 @@ def latent(model, truth, index, args):
     """States of videos along time in the plane of their first principal components, and what they decode to."""
     futures = get_futures(model, truth, index, args)
     y = torch.cat([futures.y_given, futures.y])[:, 0]  # (T, B, ny)
-    times = [0, args.nt_cond, args.nt_gen - 1]
-    x = to_frames(model.decode(futures.cond.w, y[times], futures.cond.skips))  # (3, B, H, W, C)
+    times = sorted({0, args.nt_cond, args.nt_gen - 1})  # a single predicted frame is the first and the last
+    x = decode(model, futures.cond.w, y[times], futures.cond.skips)  # (times, B, H, W, C)
     flat, share = pca(y.flatten(0, 1).cpu().numpy())
 
     def draw(path):
@@ -228,12 +249,11 @@ def main(argv=None):
     truth = get_videos(args, config)
     for path in args.out:
         make_folder(path.parent, '--out: folder')
-    each = args.what in ('samples', 'framerate') and len(args.index) > 1  # a file of each video
-    for part in [[b] for b in range(len(args.index))] if each else [list(range(len(args.index)))]:
-        index = [args.index[b] for b in part]
-        draw = DRAW[args.what](model, truth[:, part], index, args)
-        for path in args.out:
-            path = path.with_stem(f'{path.stem}_{index[0]}') if each else path
+    each = len(args.files) > 1
+    for b, files in enumerate(args.files):
+        part = slice(b, b + 1) if each else slice(None)
+        draw = DRAW[args.what](model, truth[:, part], args.index[part], args)
+        for path in files:
             draw(path)
             print(f'{args.what}: {path}')
 

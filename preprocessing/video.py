@@ -20,8 +20,8 @@ def _read(source, config, nt):
     if config.dataset == 'kth':
         if pictures is None:
             return kth.read(source, config.nx, kth.FRAME_RATE, '-frames:v', str(nt))
-        size = '-s', f'{config.nx}x{config.nx}'  # pictures too are resized by ffmpeg's scaler
-        return np.concatenate([decode(path, *size)[0] for path in pictures[:nt]]), ''
+        options = '-s', f'{config.nx}x{config.nx}', '-frames:v', '1'  # pictures too are resized by ffmpeg's scaler; of moving ones the first frame
+        return np.concatenate([decode(path, *options)[0] for path in pictures[:nt]]), ''
     if config.dataset == 'human':
         transform, step = functools.partial(human.cut, image_size=config.nx), config.subsampling
     else:  # Moving MNIST and BAIR are not converted from videos of another shape

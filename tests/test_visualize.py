@@ -3,6 +3,8 @@
 import shutil
 import subprocess
 import sys
+import weakref
+from unittest.mock import Mock
 
 import imageio_ffmpeg
 import numpy as np
@@ -17,12 +19,12 @@ from conftest import ROOT
 from data import load_test
 from files import UserError, write_json
 from metrics.frame import psnr
-from model import build_model
+from model import SRVP, build_model
 from preprocessing.convert import find_ffmpeg
 from preprocessing.folder import convert as folder_convert
 from preprocessing.human import convert as human_convert
 from preprocessing.kth import convert as kth_convert
-from sampling import Futures, draw_noise, quantise
+from sampling import Chunk, Futures, draw_noise, quantise
 from test_datasets import encode
 from utils import load_weights, to_video
 
@@ -119,9 +121,38 @@ def mp4(path):
     return np.stack([np.frombuffer(frame, np.uint8).reshape(*meta['size'][::-1], 3) for frame in reader]), meta['fps']
 
 
+@pytest.fixture
+def shown(monkeypatch):
+    """Frames of the last animation, before their colours become fewer, and the lines below them."""
+    frames, lines = [], []
+
+    def write_video(path, drawn, fps, plain=pictures.write_video):
+        lines.clear()
+        frames[:] = drawn
+        plain(path, iter(frames), fps)
+
+    def below(parts, line, colour, plain=pictures.below):
+        lines.append(line)
+        return plain(parts, line, colour)
+    monkeypatch.setattr(pictures, 'write_video', write_video)
+    monkeypatch.setattr(pictures, 'below', below)
+    return frames, lines
+
+
+def bordered(picture, colour):
+    """Frames (N, 64, 64, 3) with a border of this colour in a picture, row by row."""
+    mask, side = (picture == colour).all(-1), SIDE + 4
+    across, down = (np.lib.stride_tricks.sliding_window_view(mask, side, axis).all(-1) for axis in (1, 0))
+    corners = np.argwhere(across[:1 - side] & down[:, :1 - side]) + 2
+    found = np.stack([picture[y:y + SIDE:3, x:x + SIDE:3] for y, x in corners])
+    for (y, x), frame in zip(corners, found):
+        np.testing.assert_array_equal(picture[y:y + SIDE, x:x + SIDE], frame.repeat(3, 0).repeat(3, 1))
+    return found
+
+
 # Each WHAT
 
-def test_samples_are_those_of_evaluation_with_their_moments(grey, data_dir, tmp_path):
+def test_samples_are_those_of_evaluation_with_their_moments(grey, data_dir, tmp_path, shown):
     out = tmp_path / 'new' / 'samples.png'
     draw('samples', grey, '--data_dir', data_dir, '--index', 4, '--n_samples', 6, '--nt_gen', 8, '--out', out, out.with_suffix('.gif'), '--fps', 4)
     _, truth, futures = plain(grey, data_dir, [4], 6, 8)
@@ -137,6 +168,9 @@ def test_samples_are_those_of_evaluation_with_their_moments(grey, data_dir, tmp_
     assert found[7, 3:].max() > 0 and score.max() > score.min()
     frames, duration = gif(out.with_suffix('.gif'))
     assert len(frames) == 8 and duration == 250 and frames.shape[2] > 4 * SIDE
+    assert shown[1] == [f't = {t} (given)' for t in range(3)] + [f't = {t} (predicted)' for t in range(3, 8)]
+    np.testing.assert_array_equal(bordered(shown[0][6], pictures.PREDICTED), found[:, 6])
+    np.testing.assert_array_equal(bordered(shown[0][1], pictures.GIVEN), [*found[:1, 1].repeat(7, 0), 0 * found[0, 1]])  # they deviate by nothing
 
 
 def test_several_videos_have_a_file_each(grey, data_dir, tmp_path, capsys):
@@ -149,7 +183,7 @@ def test_several_videos_have_a_file_each(grey, data_dir, tmp_path, capsys):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'one.PNG')), np.asarray(Image.open(out / 'samples_3.png')))
 
 
-def test_framerate_decodes_the_states_between_frames(colour, tmp_path):
+def test_framerate_decodes_the_states_between_frames(colour, tmp_path, shown):
     xp_dir, data_dir = colour
     out = [tmp_path / f'a.{e}' for e in ('png', 'gif', 'mp4')]
     draw('framerate', xp_dir, '--data_dir', data_dir, '--index', 1, '--n_euler_steps', 4, '--nt_gen', 8, '--n_samples', 3, '--sample', 2,
@@ -168,11 +202,15 @@ def test_framerate_decodes_the_states_between_frames(colour, tmp_path):
     assert_same(found[:, 1:].reshape(20, 64, 64, 3)[1:], states[1:20])
     frames, duration = gif(out[1])
     assert len(frames) == 7 * 4 + 1 and duration == 100
+    for tick, line in ((4, 't = 1 (given)'), (18, 't = 4 + 2/4 (predicted)')):
+        assert shown[1][tick] == line
+    np.testing.assert_array_equal(bordered(shown[0][18], pictures.PREDICTED), [truth[4, 0], *found[2, [1, 3]]])
+    np.testing.assert_array_equal(bordered(shown[0][4], pictures.GIVEN), truth[[1, 1, 1], 0])
     frames, fps = mp4(out[2])
     assert len(frames) == 7 * 4 + 1 and fps == 10
 
 
-def test_swap_has_the_plain_prediction_on_its_diagonal(colour, tmp_path):
+def test_swap_has_the_plain_prediction_on_its_diagonal(colour, tmp_path, shown):
     xp_dir, data_dir = colour
     out = tmp_path / 'swap.png'
     draw('swap', xp_dir, '--data_dir', data_dir, '--index', 2, 1, '--nt_gen', 6, '--n_samples', 2, '--out', out, out.with_suffix('.gif'))
@@ -180,6 +218,8 @@ def test_swap_has_the_plain_prediction_on_its_diagonal(colour, tmp_path):
     found = cells(out, 3, 13, apart=(0, 6))
     assert (found[0, 0] == 255).all()
     np.testing.assert_array_equal(found[1:, 0], truth[2])  # the frames that content and skip connections come from
+    np.testing.assert_array_equal(bordered(shown[0][4], pictures.PREDICTED), [*found[0, [5, 11]], *found[1, [0, 5, 11]], *found[2, [0, 5, 11]]])
+    assert shown[1][2:4] == ['t = 2 (given)', 't = 3 (predicted)']
     found = found[:, 1:].reshape(3, 2, 6, 64, 64, 3)
     np.testing.assert_array_equal(found[0], truth.swapaxes(0, 1))
     given, predicted = futures.given(0), futures[0]
@@ -193,7 +233,7 @@ def test_swap_has_the_plain_prediction_on_its_diagonal(colour, tmp_path):
     assert len(gif(out.with_suffix('.gif'))[0]) == 6
 
 
-def test_interpolation_ends_at_the_decodings_of_both_videos(colour, tmp_path):
+def test_interpolation_ends_at_the_decodings_of_both_videos(colour, tmp_path, shown):
     xp_dir, data_dir = colour
     out = tmp_path / 'line.png'
     draw('interpolate', xp_dir, '--data_dir', data_dir, '--index', 3, 1, '--steps', 5, '--n_samples', 2, '--nt_gen', 5, '--out', out,
@@ -209,6 +249,45 @@ def test_interpolation_ends_at_the_decodings_of_both_videos(colour, tmp_path):
     assert_same(found[0, 3], as_frames(model.decode(w[:1], y, [s[:1] for s in skips]))[0, 0])
     assert_same(found[1, 3], as_frames(model.decode(w.mean(0)[None], y, [s.mean(0)[None] for s in skips]))[0, 0])
     assert len(gif(out.with_suffix('.gif'))[0]) == 8  # there and back
+    assert shown[1] == [f'a = {a}' for a in ('0', '0.25', '0.5', '0.75', '1', '0.75', '0.5', '0.25')]
+    for k, line in enumerate(shown[1]):
+        a = round(4 * float(line.removeprefix('a = ')))
+        np.testing.assert_array_equal(bordered(shown[0][k], pictures.INK), [truth[0, 0], *found[:, 1 + a], truth[0, 1]])
+
+
+@pytest.mark.parametrize('what', ['swap', 'latent'])
+def test_frames_are_decoded_in_chunks(colour, tmp_path, monkeypatch, what):
+    xp_dir, data_dir = colour
+    options = what, xp_dir, '--data_dir', data_dir, '--index', 1, 2, '--n_samples', 2
+    draw(*options, '--out', tmp_path / 'whole.png')
+    rows = []
+    monkeypatch.setattr(SRVP, 'decode', lambda model, w, y, skips, plain=SRVP.decode: rows.append(len(y)) or plain(model, w, y, skips))
+    monkeypatch.setattr(visualize, 'Chunk', lambda model: Chunk(model, 4))
+    draw(*options, '--out', tmp_path / 'chunks.png')
+    assert max(rows) == 2
+    whole, chunks = (np.asarray(Image.open(tmp_path / f'{name}.png')).astype(int) for name in ('whole', 'chunks'))
+    assert abs(whole - chunks).max() <= 1
+
+
+def test_samples_are_forgotten_one_after_the_other(grey, data_dir, tmp_path, monkeypatch):
+    seen = []
+
+    class Watched:
+        def __init__(self, futures):
+            self.futures = futures
+
+        def __len__(self):
+            return len(self.futures)
+
+        def __iter__(self):
+            for x in self.futures:
+                x = x.numpy().copy()
+                seen.append(weakref.ref(x))  # it lives as long as a tensor with its memory does
+                assert sum(ref() is not None for ref in seen) <= 3
+                yield torch.from_numpy(x)
+    monkeypatch.setattr(visualize, 'get_futures', lambda *args, get=visualize.get_futures: Watched(get(*args)))
+    draw('samples', grey, '--data_dir', data_dir, '--n_samples', 12, '--out', tmp_path / 'a.png')
+    assert len(seen) == 12
 
 
 def test_pca_is_that_of_the_covariance(tmp_path):
@@ -221,6 +300,16 @@ def test_pca_is_that_of_the_covariance(tmp_path):
     np.testing.assert_allclose(visualize.pca(-y)[0], -flat)  # signs do not depend on the solver
     flat, share = visualize.pca(y[:, :1])
     assert (flat[:, 1] == 0).all() and share.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize('nt_cond', [1, 3, 5])
+def test_plane_has_dots_of_given_states_only(nt_cond):
+    y = np.stack([np.arange(8.), np.arange(8.) ** 2 / 8], 1)[:, None]  # from left to right
+    picture, colours = pictures.plane(y, [0, nt_cond, 7], [0.9, 0.1])
+    filled = np.lib.stride_tricks.sliding_window_view((np.asarray(picture) == colours[0]).all(-1), (5, 5)).all((-1, -2))
+    x = np.flatnonzero(filled.any(0))
+    left = x[np.diff(x, prepend=-99) > 9]
+    assert len(left) == nt_cond and left[0] < 150 and np.ptp(left) < (picture.width - 100) * nt_cond / 8
 
 
 def test_latent_shows_paths_and_frames(grey, data_dir, tmp_path, monkeypatch):
@@ -239,6 +328,14 @@ def test_latent_shows_paths_and_frames(grey, data_dir, tmp_path, monkeypatch):
     picture.crop((800, top, picture.width, 800 - top)).save(tmp_path / 'frames.png')
     x = as_frames(model.decode(futures.cond.w, y[times], futures.cond.skips))
     assert_same(cells(tmp_path / 'frames.png', 2, 3), x.swapaxes(0, 1).repeat(3, -1))
+
+
+def test_latent_shows_a_single_predicted_frame_once(grey, data_dir, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pictures, 'plane', lambda *args, plane=pictures.plane: seen.append(('plane', args[1])) or plane(*args))
+    monkeypatch.setattr(pictures, 'table', lambda *args, table=pictures.table: seen.append(('table', [h.text for h in args[1]])) or table(*args))
+    draw('latent', grey, '--data_dir', data_dir, '--index', 5, '--nt_gen', 4, '--n_samples', 2, '--out', tmp_path / 'a.png')
+    assert seen == [('plane', [0, 3]), ('table', ['t = 0 (given)', 't = 3 (predicted)'])]
 
 
 # Any video
@@ -311,20 +408,34 @@ def test_predict_takes_folders_of_pictures(colour, video, tmp_path):
     assert_same(given, expected[2:5, ..., :1])
 
 
+@pytest.mark.parametrize('dataset', ['kth', 'folder'])
+def test_predict_takes_one_frame_of_moving_pictures(tmp_path, dataset):
+    xp_dir = write_model(tmp_path / 'run', '--dataset', dataset, '--nc', '1')
+    (tmp_path / 'frames').mkdir()
+    for i in range(4):
+        first, *others = [Image.new('L', (96, 64), 50 * i + k) for k in range(9)]
+        first.save(tmp_path / 'frames' / f'{i}.png', save_all=True, append_images=others)
+    given, _ = predicted(xp_dir, tmp_path / 'frames', tmp_path, '--t_0', 1)
+    assert given.shape == (3, 64, 64, 1) and given[:, 0, 0, 0].tolist() == [50, 100, 150]
+
+
 @pytest.mark.parametrize('suffix', ['gif', 'mp4', 'png'])
-def test_predict_draws_a_video_of_any_length(colour, tmp_path, suffix):
+def test_predict_draws_a_video_of_any_length(colour, tmp_path, shown, suffix):
     """A red video of 5 frames, continued to 7: it stays red, then there is nothing."""
     (tmp_path / 'red').mkdir()
     for t in range(5):
         Image.new('RGB', (96, 64), (255, 0, 0)).save(tmp_path / 'red' / f'{t}.png')
     out = tmp_path / f'p.{suffix}'
-    draw('predict', colour[0], '--video', tmp_path / 'red', '--nt_gen', 7, '--n_samples', 2, '--out', out)
+    draw('predict', colour[0], '--video', tmp_path / 'red', '--nt_gen', 7, '--n_samples', 2, '--out', out, tmp_path / 'p.npz')
     if suffix == 'png':
         found = cells(out, 3, 7)[0]
     else:
         frames, rate = gif(out) if suffix == 'gif' else mp4(out)
         assert len(frames) == 7 and rate == (200 if suffix == 'gif' else 5)
         found = frames[:, 40:200, 20:180]
+        with np.load(tmp_path / 'p.npz') as arrays:
+            np.testing.assert_array_equal(bordered(shown[0][5], pictures.PREDICTED)[1:], arrays['samples'][:, 2])
+            np.testing.assert_array_equal(bordered(shown[0][1], pictures.GIVEN)[1:], arrays['given'][[1, 1]])
     assert abs(found[:5].astype(int) - (255, 0, 0)).max() <= (5 if suffix == 'mp4' else 0)
     assert found[5:].min() >= 252
 
@@ -340,6 +451,12 @@ def test_gif_has_the_right_greys_and_colours(tmp_path):
         frames, _ = gif(tmp_path / 'a.gif')
         error = abs(frames[0, 28:28 + SIDE, 6:6 + SIDE].astype(int) - video[0].repeat(3, 0).repeat(3, 1))
         assert len(frames) == 2 and error.max() <= most and error.mean() <= mean
+
+
+@pytest.mark.parametrize('fps, milliseconds', [(0.1, 10_000), (3, 330), (15, 70), (30, 30), (45, 20), (100, 20)])
+def test_gif_rounds_to_hundredths_of_a_second(tmp_path, fps, milliseconds):
+    pictures.write_video(tmp_path / 'a.gif', np.random.RandomState(0).randint(0, 256, (3, 8, 8, 3)).astype(np.uint8), fps)
+    assert gif(tmp_path / 'a.gif')[1] == milliseconds
 
 
 def test_labels_are_not_clipped():
@@ -369,10 +486,13 @@ def test_help(capsys):
     ('samples', ['--index', 500], '--index 500: the test set has 500 videos; give numbers from 0 to 499'),
     ('swap', ['--index', 1], '--index 1: swap takes 2 to 12 videos, found 1'),
     ('interpolate', ['--index', 1, 2, 3], 'interpolate takes 2 videos, found 3'),
+    ('interpolate', ['--index', 0, 0], '--index 0 0 names a video twice; give each once'),
+    ('samples', ['--index', 3, 1, 3], '--index 3 1 3 names a video twice'),
     ('latent', ['--out', 'a.gif'], '--out a.gif: latent is written as .png, by the extension'),
     ('samples', ['--out', 'a.npz'], '--out a.npz: samples is written as .png or .gif or .mp4'),
     ('samples', ['--out', 'a'], '--out a: samples is written'),
     ('samples', ['--steps', 3], '--steps belongs to interpolate, found samples; leave it out'),
+    ('interpolate', ['--steps', 65], 'at most 64'),
     ('swap', ['--video', 'a.mp4'], '--video belongs to predict, found swap'),
     ('swap', ['--idnex', 3], 'unknown option --idnex; did you mean --index'),
     ('framerate', ['--n_euler_steps', 1], 'expected a whole number of at least 2'),
@@ -390,6 +510,22 @@ def test_errors(run_dir, data_dir, tmp_path, monkeypatch, what, more, message):
     with pytest.raises(UserError, match=message):
         draw(what, run_dir, '--data_dir', data_dir, *more)
     assert not list(tmp_path.iterdir()) and set(run_dir.rglob('*')) == before
+
+
+def test_usual_videos_are_as_many_as_there_are(colour, tmp_path):
+    xp_dir, data_dir = colour
+    (tmp_path / 'test').mkdir()
+    for n, what, count in ((1, 'samples', 1), (1, 'latent', 1), (2, 'swap', 2), (3, 'swap', 3), (3, 'latent', 3), (4, 'swap', 3), (4, 'latent', 4)):
+        for i in range(n):
+            shutil.copy(data_dir / 'test' / f'{i}.npy', tmp_path / 'test')
+        args, config = visualize.resolve([what, '--xp_dir', str(xp_dir), '--data_dir', str(tmp_path)])
+        assert visualize.get_videos(args, config).shape[1] == count and args.index == list(range(count))
+        shutil.rmtree(tmp_path / 'test')
+        (tmp_path / 'test').mkdir()
+    shutil.copy(data_dir / 'test' / '0.npy', tmp_path / 'test')
+    for what in ('swap', 'interpolate'):
+        with pytest.raises(UserError, match=f'{what} takes 2 videos or more, but the test set in --data_dir .* has 1; make a larger one'):
+            draw(what, xp_dir, '--data_dir', tmp_path, '--out', tmp_path / 'a.png')
 
 
 def test_errors_of_predict(colour, video, tmp_path):
@@ -411,11 +547,27 @@ def test_errors_of_predict(colour, video, tmp_path):
 
 def test_out_must_be_a_file_in_a_folder(run_dir, data_dir, tmp_path):
     (tmp_path / 'a.png').mkdir()
-    with pytest.raises(UserError, match='a.png is a folder; name a file'):
+    with pytest.raises(UserError, match='a.png is a folder; name another file'):
         draw('latent', run_dir, '--data_dir', data_dir, '--out', tmp_path / 'a.png')
+    (tmp_path / 'd_0.png').mkdir()
+    with pytest.raises(UserError, match='--out: .*d_0.png is a folder; name another file'):
+        draw('samples', run_dir, '--data_dir', data_dir, '--index', 1, 0, '--out', tmp_path / 'd.png')
+    draw('latent', run_dir, '--data_dir', data_dir, '--out', tmp_path / ('a' * 226 + '.png'))
+    for name, more, size in (('é' * 120, [], 244), ('a' * 300, [], 304), ('a' * 225, ['--index', 1, 10], 231)):
+        with pytest.raises(UserError, match=f'--out: the name of .* has {size} bytes; give a name of at most 230'):
+            draw('samples', run_dir, '--data_dir', data_dir, '--out', tmp_path / f'{name}.png', *more)
     (tmp_path / 'file').touch()
     with pytest.raises(UserError, match='--out: folder .*file.* cannot be created'):
         draw('latent', run_dir, '--data_dir', data_dir, '--out', tmp_path / 'file' / 'a.png')
+
+
+def test_mp4_needs_ffmpeg(run_dir, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', '')
+    monkeypatch.setattr(imageio_ffmpeg, 'get_ffmpeg_exe', Mock(side_effect=RuntimeError))
+    with pytest.raises(UserError, match='ffmpeg was not found; pip install imageio-ffmpeg'):
+        draw('samples', run_dir, '--data_dir', data_dir, '--out', tmp_path / 'new' / 'a.png', tmp_path / 'new' / 'a.mp4')
+    assert not (tmp_path / 'new').exists()
+    draw('samples', run_dir, '--data_dir', data_dir, '--n_samples', 2, '--out', tmp_path / 'a.png')
 
 
 @pytest.mark.parametrize('what', [what for what in VISUALS if what != 'predict'])
