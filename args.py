@@ -534,7 +534,8 @@ def damage_parser():
     g.add_argument('--damage_high', type=number(float), default=1., help='greatest u of scale and noise')
     g.add_argument('--where', metavar='PREFIX', help='damage only entries of this name or below it: dynamics, decoder.conv.0 …; all if absent')
     g.add_argument('--n_runs', type=count, default=1, help='experiments, of seeds --seed, --seed + 1 …: curves show mean and standard deviation; '
-                                                           'videos and pictures of the network come from the first')
+                                                           'videos and pictures of the network come from the first. Draws of all of them '
+                                                           f'are at most {MAX_TOTAL:,}')
     g.add_argument('--fresh_noise', action='store_true',
                    help='new noise for each prediction, the intact one being that of the first; else what changes is the damage alone')
     g.add_argument('--seed', type=seed, default=1, help='of damage and noise; with --replay of the noise only')
