@@ -281,7 +281,7 @@ def _add_visual(verbs, what):
         p.add_argument('--steps', type=number(int, 2, 64), default=9, metavar='N', help='decodings, both ends included')
     if what != 'latent':
         p.add_argument('--fps', type=number(float, 0.1, 50), default=10 if what == 'framerate' else 5, metavar='F',
-                       help='pictures a second, in a .gif or .mp4; a .gif rounds their time to hundredths of a second, at least two')
+                       help='pictures a second, in a .gif or .mp4; a .gif rounds the time of each to hundredths of a second, at least two (50 a second)')
     p.add_argument('--seed', type=seed, default=1, help='of the futures (--test_seed of test.py)')
     add_device_option(p)
 
