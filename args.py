@@ -281,7 +281,7 @@ def _add_visual(verbs, what):
         p.add_argument('--steps', type=number(int, 2, 64), default=9, metavar='N', help='decodings, both ends included')
     if what != 'latent':
         p.add_argument('--fps', type=number(float, 0.1, 50), default=10 if what == 'framerate' else 5, metavar='F',
-                       help='pictures a second, in a .gif or .mp4; a .gif rounds their time to hundredths of a second, at least two')
+                       help='pictures a second, in a .gif or .mp4; a .gif rounds the time of each to hundredths of a second, at least two (50 a second)')
     p.add_argument('--seed', type=seed, default=1, help='of the futures (--test_seed of test.py)')
     add_device_option(p)
 
@@ -547,7 +547,8 @@ def damage_parser():
     g.add_argument('--damage_high', type=number(float), default=1., help='greatest u of scale and noise')
     g.add_argument('--where', metavar='PREFIX', help='damage only entries of this name or below it: dynamics, decoder.conv.0 …; all if absent')
     g.add_argument('--n_runs', type=count, default=1, help='experiments, of seeds --seed, --seed + 1 …: curves show mean and standard deviation; '
-                                                           'videos and pictures of the network come from the first')
+                                                           'videos and pictures of the network come from the first. Draws of all of them '
+                                                           f'are at most {MAX_TOTAL:,}')
     g.add_argument('--fresh_noise', action='store_true',
                    help='new noise for each prediction, the intact one being that of the first; else what changes is the damage alone')
     g.add_argument('--seed', type=seed, default=1, help='of damage and noise; with --replay of the noise only')
