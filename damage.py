@@ -14,11 +14,10 @@ from args import DAMAGE_MODES, EXPERIMENTS, MAX_DAMAGES, MAX_ITERATIONS, MAX_TOT
 from data import load_clip, load_test
 from files import UserError, make_folder, replacing_results, run_script, sha256, write_csv, write_json, write_npz
 from metrics import PSNR, SSIM
-from model import build_model
 from network_picture import NetworkPicture
 from preprocessing.convert import find_ffmpeg
 from sampling import Futures, draw_noise, quantise
-from utils import describe, get_device, load_weights, stream_rng, to_video
+from utils import describe, get_device, load_model, stream_rng, to_video
 
 FRAME_RATE, NETWORK_RATE = 25, 5  # of the videos: predicted frames and iterations a second
 RESULTS = ['prediction.mp4', 'network.mp4', 'damage.csv', 'damage.png', 'damage.npz', 'damage.json', 'network/[0-9][0-9][0-9][0-9][0-9].png']
@@ -286,10 +285,9 @@ def main(argv=None):
     device = get_device(args.device)
     torch.backends.cudnn.allow_tf32 = False  # scores in full float32
     path = Path(args.xp_dir) / args.model_name
-    model = build_model(config)
-    load_weights(model, path)
+    model = load_model(config, path, device)
     digest = sha256(path)  # of what was loaded: the file may be replaced meanwhile
-    weights = Weights(model.to(device).eval().requires_grad_(False))
+    weights = Weights(model)
     shapes = {name: tuple(value.shape) for name, value in weights.state.items()}
     if args.replay is not None:
         names, args.mode, draws = load_damage(args.replay, shapes)

@@ -23,7 +23,7 @@ from files import UserError, make_folder, run_script, sha256, write_json, write_
 from metrics import build_metrics
 from model import build_model
 from sampling import Chunk, Futures, LastFrame, draw_noise, evaluate_batch
-from utils import describe, keep_memory, load_weights, to_video
+from utils import describe, keep_memory, load_model, to_video
 
 N_RANDOM = 5  # samples saved as random_1.npz …
 
@@ -49,14 +49,11 @@ def get_model(args, config, device):
     """Model to evaluate, and the SHA-256 of its checkpoint (None for baselines)."""
     if args.baseline == 'last_frame':
         return None, None
-    torch.manual_seed(args.test_seed)
-    model = build_model(config)
-    digest = None
-    if args.baseline is None:
-        path = Path(args.xp_dir) / args.model_name
-        load_weights(model, path)
-        digest = sha256(path)
-    return model.to(device).eval().requires_grad_(False), digest
+    if args.baseline == 'untrained':
+        torch.manual_seed(args.test_seed)
+        return build_model(config).to(device).eval().requires_grad_(False), None
+    path = Path(args.xp_dir) / args.model_name
+    return load_model(config, path, device), sha256(path)
 
 
 def evaluate(model, testset, scorers, fvd, args, device, part, bar):

@@ -5,6 +5,7 @@ import numpy as np
 import torch
 
 from files import UserError, replacing
+from model import build_model
 
 
 # Checkpoints
@@ -38,6 +39,13 @@ def load_weights(model, path):
         raise UserError(f'{path} does not fit the configuration: {len(wrong)} of {len(expected)} parameters are missing, '
                         f'unknown or of another shape, the first is {wrong[0]}; check that config.json belongs to it')
     model.load_state_dict(state)
+
+
+def load_model(config, path, device):
+    """Trained SRVP model of a configuration, with the weights at `path`, in evaluation mode, without gradients."""
+    model = build_model(config)
+    load_weights(model, path)
+    return model.to(device).eval().requires_grad_(False)
 
 
 # Random numbers

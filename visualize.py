@@ -12,12 +12,12 @@ from args import VIDEOS, complete, load_config, parse_visualize
 from data import load_test
 from files import UserError, make_folder, run_script, write_npz
 from metrics.frame import psnr
-from model import Noise, build_model
+from model import Noise
 from pictures import Heading
 from preprocessing.convert import find_ffmpeg
 from preprocessing.video import read_video
 from sampling import Best, Chunk, Futures, draw_noise, quantise
-from utils import get_device, load_weights, to_video
+from utils import get_device, load_model, to_video
 
 N_RANDOM = 3        # random futures that `samples` shows, as evaluation does
 FRAMERATE_ROWS = 6  # frames in the picture of `framerate`
@@ -34,13 +34,6 @@ def resolve(argv=None):
     if any(path.suffix.lower() == '.mp4' for path in args.out):
         find_ffmpeg()  # says so if there is none
     return args, config
-
-
-def get_model(args, config):
-    """The trained model, in evaluation mode."""
-    model = build_model(config)
-    load_weights(model, Path(args.xp_dir) / args.model_name)
-    return model.to(args.device).eval().requires_grad_(False)
 
 
 def get_videos(args, config):
@@ -245,7 +238,7 @@ DRAW = {function.__name__: function for function in (samples, framerate, swap, i
 def main(argv=None):
     args, config = resolve(argv)
     torch.backends.cudnn.allow_tf32 = False  # as in evaluation
-    model = get_model(args, config)
+    model = load_model(config, Path(args.xp_dir) / args.model_name, args.device)
     truth = get_videos(args, config)
     for path in args.out:
         make_folder(path.parent, '--out: folder')
