@@ -1,24 +1,44 @@
-"""Errors and files: what every script needs, without PyTorch (a script that imports TensorFlow must not)."""
+"""Errors, progress, files and cores: what every script needs, without PyTorch (a script that imports TensorFlow must not)."""
 
 import contextlib
 import csv
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what a disk without space answers, to whatever is written
 
 
 class UserError(Exception):
     """Bad input. The message is one sentence: option or file, what was found, what to do."""
 
 
+class WriteError(UserError):
+    """A file that cannot be written: like bad input, for the user to mend, whenever it is met."""
+
+    @classmethod
+    def of(cls, path, error):
+        """That of a path for which the system gave an OSError."""
+        return cls(f'{path} cannot be written ({error.strerror}); {"free space" if error.errno in FULL else "change that"}')
+
+
+def is_out_of_memory(error):
+    """Whether an error tells that there is too little memory, of a GPU or of the system, in the words of PyTorch or of Python."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(re.search("can't allocate memory|out of memory", str(error))))
+
+
 def run_script(main):
-    """Run the `main` of a script; a `UserError` becomes its sentence on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Run the `main` of a script; a `UserError`, a full disk or too little memory becomes a sentence on stderr and exit code 2, Ctrl-C exit code 130."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors='backslashreplace')  # names of files may be no text
     try:
@@ -30,9 +50,52 @@ def run_script(main):
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f'error: {WriteError.of(error.filename or "a file", error)}', file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().partition('\n')[0]
+        print(f'error: memory does not suffice ({reason}); give fewer videos at a time (--batch_size), fewer samples or a smaller model', file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)
+
+
+class _Lines:
+    """stderr that is no terminal: a bar cannot be redrawn there, each of its states gets a line."""
+
+    def write(self, text):
+        if text := text.strip('\r\n '):
+            sys.stderr.write(f'{text}\n')
+
+    def flush(self):
+        sys.stderr.flush()
+
+    def isatty(self):
+        return False
+
+
+def progress_bar(*args, **kwargs):
+    """Progress bar, as `tqdm`, on stderr; where that is no terminal, a line every half minute."""
+    if not sys.stderr.isatty():
+        kwargs |= {'file': _Lines(), 'mininterval': 30}
+    return tqdm(*args, dynamic_ncols=True, **kwargs)
+
+
+@contextlib.contextmanager
+def writing(path, *files):
+    """Context of writing `path`, by temporary `files`: what the system has against it is a WriteError. Errors of other files go through."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL | {errno.EROFS} and str(error.filename) not in map(str, (path, *files)):
+            raise
+        raise WriteError.of(path, error) from None
 
 
 @contextlib.contextmanager
@@ -41,10 +104,29 @@ def replacing(path):
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        yield tmp
-        os.replace(tmp, path)
+        with writing(path, tmp):
+            yield tmp
+            os.replace(tmp, path)
     finally:
-        tmp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # an error says more that came before
+            tmp.unlink()
+
+
+@contextlib.contextmanager
+def held(path, otherwise):
+    """Context of the only process that holds the file `path`, made for that; in any other one, a UserError with the sentence `otherwise`.
+
+    Unlike that of `locked`, which may be held at the same time, the lock is not that of processes that this one starts: it ends when this one is killed.
+    """
+    import fcntl
+    with open(path, 'a') as f:
+        try:
+            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(otherwise) from None
+            raise UserError(f'{path} cannot be locked ({error.strerror}); give a folder on another disk') from None
+        yield
 
 
 @contextlib.contextmanager
@@ -75,8 +157,10 @@ def replacing_results(folder, patterns):
             for path in folder.glob(pattern):
                 if path.is_dir():
                     raise UserError(f'{path} is a folder, in the way of a result; remove it, or give another --out_dir')
-        tmp = folder / '.results.tmp'
+        tmp = folder / '.results.partial'  # no .tmp, which a training run that goes on in the same folder removes
         shutil.rmtree(tmp, ignore_errors=True)  # left behind by a run that was killed
+        if os.path.lexists(tmp):
+            raise UserError(f'{tmp} is in the way of results; remove it, or give another --out_dir')
         tmp.mkdir()
         try:
             yield tmp
@@ -100,6 +184,25 @@ def make_folder(path, option):
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f'{option} {path} cannot be written to; give another folder')
     return Path(path)
+
+
+@contextlib.contextmanager
+def reading(path, complaint, advice):
+    """Context that reads an untrusted file, which may be cut or foreign: whatever that raises is a UserError, "`path` `complaint` …; `advice`".
+
+    Too little memory is no fault of the file, and what the system refuses none of its content: the advice, to replace it, is not for them.
+    """
+    try:
+        yield
+    except Exception as error:  # NumPy, zipfile, zlib, Pillow and PyTorch raise many kinds
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f'{path} cannot be read ({error.strerror}); check its path, its permissions and the disk') from None
+        reason = str(error).strip().partition('\n')[0] or type(error).__name__
+        if re.search('pickle|weights.only', reason, re.I):  # they explain how to read it unsafely
+            reason = 'it holds more than numbers and plain values'
+        raise UserError(f'{path} {complaint} ({reason}); {advice}') from None
 
 
 def write_json(path, value):
@@ -142,3 +245,21 @@ def sha256(path):
         while block := f.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def replacing_folder(path):
+    """As `replacing`, a folder: yield a new temporary one, renamed to `path`, which does not exist, at the end."""
+    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    shutil.rmtree(tmp, ignore_errors=True)  # of a run that was killed
+    tmp.mkdir()
+    try:
+        yield tmp
+        tmp.rename(path)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def cores():
+    """Number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
