@@ -24,7 +24,7 @@ def load_test(config, data_dir, nt):
 
     Returns
     -------
-    object with a length and `videos(indices)`, uint8 (nt, N, H, W, C)
+    object with a length, `videos(indices)`, uint8 (nt, N, H, W, C), and `path`, of its file or folder
     """
     return DATASETS[config.dataset].load_test(config, data_dir, nt)
 

@@ -1,13 +1,28 @@
 """Clips of videos on disk: the random ones of training and validation, the fixed ones of a test."""
 
+import os
+import sys
+
 import numpy as np
 
-from data.stream import get_fold
 from files import UserError
 
 
+def get_fold(n, train):
+    """Indices of the training (95%) or validation fold among n items, in order, as published.
+
+    Returns
+    -------
+    np.ndarray of int
+    """
+    indices = np.arange(n)
+    np.random.RandomState(42).shuffle(indices)
+    split = int(0.95 * n)
+    return np.sort(indices[:split] if train else indices[split:])
+
+
 class Clips:
-    """Source of random clips: a random video, a random start.
+    """Source of random clips: a random video of those long enough, a random start.
 
     Parameters
     ----------
@@ -22,12 +37,18 @@ class Clips:
     Raises
     ------
     UserError
-        A video is too short, or its frames are of another size.
+        The frames of a video are of another size, or no video is long enough.
     """
 
     def __init__(self, videos, nx, nc, nt, subsampling=1):
-        self.videos, self.nx, self.nc, self.step = videos, nx, nc, subsampling
-        check_videos(videos, nx, nc, self.span(nt))
+        self.nx, self.nc, self.step = nx, nc, subsampling
+        check_frames(videos, nx, nc)
+        self.videos = [video for video in videos if len(video) >= self.span(nt)]
+        short = tell_short(videos, self.span(nt))
+        if not self.videos:
+            raise UserError(f'{short}; ask for shorter clips (--seq_len, --seq_len_test), or add longer videos')
+        if short and os.environ.get('RANK', '0') == '0':  # of the processes of a job, one tells
+            print(f'note: {short}; no clips are drawn from these', file=sys.stderr)
 
     def span(self, nt):
         """Frames that a clip of `nt` covers."""
@@ -51,31 +72,41 @@ def fold_clips(videos, config, subsampling=1):
             for train, nt in ((True, config.seq_len), (False, config.seq_len_test))]
 
 
-def check_videos(videos, nx, nc, span):
-    """Stop at the first video that has not `span` frames of nx x nx and at least nc channels."""
+def check_frames(videos, nx, nc):
+    """Stop at the first video that has not frames of nx x nx and at least nc channels."""
     for video in videos:
         H, W, *C = video.frame_shape
         if (H, W) != (nx, nx) or (C or [1])[0] < nc:
             raise UserError(f'{video.path} has frames {"x".join(map(str, video.frame_shape))}, but {nx}x{nx} with {nc} channels are needed; '
                             'convert the videos again, or give the right --nc')
-        if len(video) < span:
-            raise UserError(f'{video.path} has {len(video)} frames, but clips of this configuration cover {span}; '
-                            'remove the video, or ask for shorter clips (--seq_len, --seq_len_test; --nt_gen of test.py)')
+
+
+def tell_short(videos, span):
+    """How many videos have fewer than `span` frames, and which are the first three; empty if there are none."""
+    short = [f'{video.path} ({len(video)})' for video in videos if len(video) < span]
+    return short and f'{len(short):,} of {len(videos):,} videos have fewer than the {span} frames of a clip: {", ".join(short[:3])}{" …" * (len(short) > 3)}'
+
+
+def check_videos(videos, nx, nc, span):
+    """Stop at videos that have not `span` frames of nx x nx and at least nc channels."""
+    check_frames(videos, nx, nc)
+    if short := tell_short(videos, span):
+        raise UserError(f'{short}; remove them, or ask for shorter clips (--nt_gen; --seq_len of make_test_set.py)')
 
 
 class FirstFrames:
-    """Test set of the first frames of videos."""
+    """Test set of the first `nt` frames of videos, one in `subsampling`, those of the folder `path`."""
 
-    def __init__(self, videos, nx, nc, nt):
-        self.clips, self.nc, self.nt = videos, nc, nt
-        check_videos(videos, nx, nc, nt)
+    def __init__(self, videos, nx, nc, nt, path, subsampling=1):
+        self.clips, self.nc, self.nt, self.path, self.step = videos, nc, nt, path, subsampling
+        check_videos(videos, nx, nc, (nt - 1) * subsampling + 1)
 
     def __len__(self):
         return len(self.clips)
 
     def videos(self, indices):
         """uint8 (nt, len(indices), H, W, nc)"""
-        return np.stack([self.clips[i].clip(0, self.nt)[..., :self.nc] for i in indices], 1)
+        return np.stack([self.clips[i].clip(0, self.nt, self.step)[..., :self.nc] for i in indices], 1)
 
 
 class Sequences:
@@ -84,10 +115,12 @@ class Sequences:
     Parameters
     ----------
     sequences : np.ndarray of uint8 (T, N, H, W)
+    path : Path
+        Of its file.
     """
 
-    def __init__(self, sequences):
-        self.sequences = sequences
+    def __init__(self, sequences, path):
+        self.sequences, self.path = sequences, path
 
     def __len__(self):
         return self.sequences.shape[1]
@@ -97,8 +130,8 @@ class Sequences:
         return self.sequences[:, indices, :, :, None]
 
 
-def longer_set(folder, pattern, nt):
-    """Shortest test set of at least `nt` frames: path and length, or None.
+def shortest_set(folder, pattern, nt):
+    """Shortest test set of at least `nt` frames: length and path, or None. A longer one than asked for holds other clips.
 
     Parameters
     ----------

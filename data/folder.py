@@ -28,4 +28,4 @@ def load_folds(config):
 
 def load_test(config, data_dir, nt):
     """Test set: the first `nt` frames of each test video."""
-    return FirstFrames(find_converted(data_dir, 'test', config.nc), config.nx, config.nc, nt)
+    return FirstFrames(find_converted(data_dir, 'test', config.nc), config.nx, config.nc, nt, Path(data_dir) / 'test')

@@ -3,9 +3,7 @@
 import re
 from pathlib import Path
 
-import numpy as np
-
-from data.clips import check_videos, fold_clips, longer_set
+from data.clips import FirstFrames, fold_clips, shortest_set
 from data.video import NpzVideo, find_videos
 from files import UserError
 
@@ -25,31 +23,15 @@ def load_folds(config):
     return fold_clips(list(find_converted(config.data_dir, 'train').values()), config, config.subsampling)
 
 
-class TestClips:
-    """Test clips test_<i>.npz, with the frames between those that are used."""
-
-    def __init__(self, folder, nx, nc, nt, subsampling):
-        paths = [folder / f'test_{i}.npz' for i in range(len(list(folder.glob('test_*.npz'))))]
-        for path in paths or [folder / 'test_0.npz']:
-            if not path.exists():
-                raise UserError(f'{path} is missing; remove {folder} and make the test set again')
-        self.clips = [NpzVideo(path) for path in paths]
-        self.nc, self.nt, self.step = nc, nt, subsampling
-        check_videos(self.clips, nx, nc, (nt - 1) * subsampling + 1)
-
-    def __len__(self):
-        return len(self.clips)
-
-    def videos(self, indices):
-        """uint8 (nt, len(indices), H, W, nc)"""
-        return np.stack([self.clips[i].clip(0, self.nt, self.step) for i in indices], 1)
-
-
 def load_test(config, data_dir, nt):
-    """Test set, first `nt` frames, of the shortest folder test_set_<frames>_<subsampling> that has them."""
-    found = longer_set(Path(data_dir), re.compile(rf'test_set_(\d+)_{config.subsampling}'), nt)
+    """Test set, first `nt` frames, of the shortest folder test_set_<frames>_<subsampling> that has them, with those between, as test_<i>.npz."""
+    found = shortest_set(Path(data_dir), re.compile(rf'test_set_(\d+)_{config.subsampling}'), nt)
     if found is None:
         raise UserError(f'--data_dir {data_dir}: there is no test_set_<frames>_{config.subsampling} of at least {nt} frames; make it '
                         f'with: python preprocessing/human/make_test_set.py --data_dir {data_dir} --seq_len {max(nt, 53)} '
                         f'--subsampling {config.subsampling}')
-    return TestClips(found[1], config.nx, config.nc, nt, config.subsampling)
+    folder = found[1]
+    paths = [folder / f'test_{i}.npz' for i in range(len(list(folder.glob('test_*.npz'))))] or [folder / 'test_0.npz']
+    if missing := [path for path in paths if not path.exists()]:
+        raise UserError(f'{missing[0]} is missing; remove {folder} and make the test set again')
+    return FirstFrames(list(map(NpzVideo, paths)), config.nx, config.nc, nt, folder, config.subsampling)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.clips import Sequences, fold_clips, longer_set
+from data.clips import Sequences, fold_clips, shortest_set
 from data.video import find_videos
-from files import UserError
+from files import UserError, reading
 
 CLASSES = ['boxing', 'handclapping', 'handwaving', 'jogging', 'running', 'walking']
 TRAIN_PERSONS = range(1, 21)
@@ -34,16 +34,14 @@ def load_folds(config):
 
 def load_test(config, data_dir, nt):
     """Test set, first `nt` frames, of the shortest file svg_test_set_<frames>.npz that has them."""
-    found = longer_set(Path(data_dir), re.compile(r'svg_test_set_(\d+)\.npz'), nt)
+    found = shortest_set(Path(data_dir), re.compile(r'svg_test_set_(\d+)\.npz'), nt)
     command = f'python preprocessing/kth/make_test_set.py --data_dir {data_dir} --seq_len {max(nt, 40)}'
     if found is None:
         raise UserError(f'--data_dir {data_dir}: there is no svg_test_set_<frames>.npz of at least {nt} frames; make it with: {command}')
-    try:
-        with np.load(found[1], allow_pickle=False) as arrays:
-            sequences = arrays['sequences']  # (N, T, H, W)
-    except Exception as error:  # a cut or foreign file: numpy and zipfile raise several kinds
-        raise UserError(f'{found[1]} is not a test set of KTH ({error}); make it again with: {command}') from None
-    if sequences.dtype != np.uint8 or not len(sequences) or sequences.shape[2:] != (config.nx, config.nx) or sequences.shape[1] < nt:
+    with reading(found[1], 'is not a test set of KTH', f'make it again with: {command}'), np.load(found[1], allow_pickle=False) as arrays:
+        sequences = arrays['sequences']  # (N, T, H, W)
+    if sequences.dtype != np.uint8 or sequences.ndim != 4 or not len(sequences) or sequences.shape[2:] != (config.nx, config.nx) \
+            or sequences.shape[1] < nt:
         raise UserError(f'{found[1]}: sequences must be uint8 (N, {found[0]}, {config.nx}, {config.nx}), found {sequences.dtype} '
                         f'{sequences.shape}; make it again with: {command}')
-    return Sequences(sequences[:, :nt].swapaxes(0, 1))
+    return Sequences(sequences[:, :nt].swapaxes(0, 1), found[1])

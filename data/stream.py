@@ -2,27 +2,13 @@
 
 import atexit
 import multiprocessing
-import os
 import signal
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from files import cores
 from utils import stream_rng
-
-
-def get_fold(n, train):
-    """Indices of the training (95%) or validation fold among n items, in order, as published.
-
-    Returns
-    -------
-    np.ndarray of int
-    """
-    indices = np.arange(n)
-    np.random.RandomState(42).shuffle(indices)
-    split = int(0.95 * n)
-    return np.sort(indices[:split] if train else indices[split:])
 
 
 class BatchStream(Dataset):
@@ -75,12 +61,13 @@ def make_loader(stream, batches, n_workers, pin_memory=False, n_processes=1):
     batches : iterable of ranges
         Videos of each batch.
     n_workers : int
-        Worker processes; at most one a core, shared with the other `n_processes` of a job on this machine.
+        Worker processes; at most one a core.
     pin_memory : bool
         As of `torch.utils.data.DataLoader`.
+    n_processes : int
+        Processes of the job on this machine, which share its cores.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    n_workers = min(n_workers, max(1, cores // n_processes))
+    n_workers = min(n_workers, max(1, cores() // n_processes))
     # A generator of its own: else each loader would draw a number from the global one.
     return DataLoader(stream, batch_size=None, sampler=batches, num_workers=n_workers, pin_memory=pin_memory,
                       worker_init_fn=_init_worker, generator=torch.Generator())

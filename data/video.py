@@ -1,24 +1,30 @@
 """Videos on disk, uint8 RGB or grey: what the converters write, and the published layouts."""
 
+import contextlib
+import math
+import os
 import re
 import zipfile
 
 import numpy as np
 from PIL import Image
 
-from files import UserError
+from files import UserError, reading
 
 
-def _read_header(path, f):
-    """Shape of the uint8 array that a `.npy` stream holds; leaves `f` at its first byte."""
-    try:
+AGAIN = 'convert the video again'
+
+
+def _read_header(path, f, size):
+    """Shape of the uint8 array that a `.npy` stream of `size` bytes holds; leaves `f` at its first byte."""
+    with reading(path, 'is not an array of NumPy', AGAIN):
         version = np.lib.format.read_magic(f)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(f)
-    except (ValueError, EOFError) as error:
-        raise UserError(f'{path} is not an array of NumPy ({error}); convert the video again') from None
-    if dtype != np.uint8 or fortran or len(shape) not in (3, 4):
-        raise UserError(f'{path} must hold uint8 frames (T, H, W[, C]), found {dtype} {shape}; convert the video again')
+    if dtype != np.uint8 or fortran or len(shape) not in (3, 4) or not all(type(n) is int and n >= 0 for n in shape):
+        raise UserError(f'{path} must hold uint8 frames (T, H, W[, C]), found {dtype} {shape}; {AGAIN}')
+    if size < f.tell() + math.prod(shape):
+        raise UserError(f'{path} is cut short; {AGAIN}')
     return shape
 
 
@@ -47,10 +53,8 @@ class ArrayVideo(Video):
     def __init__(self, path):
         self.path = path
         with open(path, 'rb') as f:
-            self.n_frames, *self.frame_shape = _read_header(path, f)
+            self.n_frames, *self.frame_shape = _read_header(path, f, os.fstat(f.fileno()).st_size)
             self.offset = f.tell()
-        if path.stat().st_size < self.offset + self.n_frames * np.prod(self.frame_shape):
-            raise UserError(f'{path} is cut short; convert the video again')
 
     def _read(self, start, stop, step):
         frames = np.memmap(self.path, np.uint8, 'r', self.offset, (self.n_frames, *self.frame_shape))
@@ -62,22 +66,20 @@ class NpzVideo(Video):
 
     def __init__(self, path):
         self.path = path
-        with self._open() as f:
-            self.n_frames, *self.frame_shape = _read_header(path, f)
+        with self._open():
+            pass
 
+    @contextlib.contextmanager
     def _open(self):
-        try:
-            return zipfile.ZipFile(self.path).open('image.npy')
-        except (KeyError, zipfile.BadZipFile) as error:
-            raise UserError(f'{self.path} is not a video of the published layout ({error}); convert it again') from None
+        with reading(self.path, 'is not a video of the published layout', AGAIN), zipfile.ZipFile(self.path) as archive, archive.open('image.npy') as f:
+            self.n_frames, *self.frame_shape = _read_header(self.path, f, archive.getinfo('image.npy').file_size)
+            yield f
 
     def _read(self, start, stop, step):
         with self._open() as f:
-            _read_header(self.path, f)
-            size = int(np.prod(self.frame_shape))
+            size = math.prod(self.frame_shape)
             f.seek(start * size, 1)
-            frames = np.frombuffer(f.read((stop - start) * size), np.uint8)
-        return frames.reshape(stop - start, *self.frame_shape)[::step]
+            return np.frombuffer(f.read((stop - start) * size), np.uint8).reshape(stop - start, *self.frame_shape)[::step]
 
 
 class PngVideo(Video):
@@ -87,7 +89,7 @@ class PngVideo(Video):
         self.path = path
         numbered = [(int(m[1]), p) for p in path.iterdir() if (m := re.search(r'(\d+)\.png$', p.name)) and not p.name.startswith('.')]
         if not numbered:
-            raise UserError(f'{path} has no PNG frames; convert the video again')
+            raise UserError(f'{path} has no PNG frames; {AGAIN}')
         self.frames = [p.name for _, p in sorted(numbered)]
         self.n_frames = len(self.frames)
         self.frame_shape = self._read(0, 1, 1).shape[1:]
@@ -95,44 +97,28 @@ class PngVideo(Video):
     def _read(self, start, stop, step):
         pictures = []
         for name in self.frames[start:stop:step]:
-            try:
-                with Image.open(self.path / name) as picture:
-                    pictures.append(np.asarray(picture))
-            except (OSError, SyntaxError, ValueError) as error:
-                raise UserError(f'{self.path / name} is no picture that can be read ({error}); convert the video again') from None
+            with reading(self.path / name, 'is no picture that can be read', AGAIN), Image.open(self.path / name) as picture:
+                if picture.mode not in ('L', 'RGB', 'RGBA'):  # the numbers of others are indices of a palette, or have other ranges
+                    raise ValueError(f'mode {picture.mode}, expected 8 bits of grey, RGB or RGBA')
+                pictures.append(np.asarray(picture))
             if pictures[-1].shape != pictures[0].shape:
-                raise UserError(f'{self.path / name} is of another size than the frames before it; convert the video again')
+                raise UserError(f'{self.path / name} is of another size than the frames before it; {AGAIN}')
         return np.stack(pictures)
 
 
-def find_videos(folder):
-    """Videos of a folder, in any layout, by name; a `.npy` goes before another layout of the same video.
-
-    Returns
-    -------
-    dict of Video by name, in no order
-    """
-    paths = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name.startswith('.'):
-            continue
-        if path.is_dir():
-            paths.setdefault(path.name, path)
-        elif path.suffix == '.npy' or path.suffix == '.npz' and path.stem not in paths:
-            paths[path.stem] = path
-    return {name: _open(path) for name, path in paths.items()}
-
-
-def _open(path):
-    try:
-        return PngVideo(path) if path.is_dir() else {'.npy': ArrayVideo, '.npz': NpzVideo}[path.suffix](path)
-    except OSError as error:
-        raise UserError(f'{error.filename} cannot be read ({error.strerror}); remove or convert it again') from None
-
-
 def find_video(folder, name):
-    """The video of this name in a folder, in any layout, as `find_videos` finds it, without opening the others; None if there is none."""
-    for path in (folder / f'{name}.npy', folder / name, folder / f'{name}.npz'):
-        if path.is_dir() if path.name == name else path.exists():
-            return _open(path)
+    """The video of this name in a folder; of several layouts the array goes first, then the folder of frames. None if there is none."""
+    for path, layout in ((folder / f'{name}.npy', ArrayVideo), (folder / name, PngVideo), (folder / f'{name}.npz', NpzVideo)):
+        if path.is_dir() if layout is PngVideo else os.path.lexists(path):
+            try:
+                return layout(path)
+            except OSError as error:
+                raise UserError(f'{error.filename} cannot be read ({error.strerror}); remove or convert it again') from None
     return None
+
+
+def find_videos(folder):
+    """Videos of a folder by name, as `find_video` finds each: dict of Video, in order of names."""
+    paths = [path for path in folder.iterdir() if not path.name.startswith('.')] if folder.is_dir() else []
+    names = {path.name if path.is_dir() else path.stem for path in paths if path.is_dir() or path.suffix in ('.npy', '.npz')}
+    return {name: find_video(folder, name) for name in sorted(names)}

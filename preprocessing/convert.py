@@ -14,9 +14,8 @@ from typing import Any, Callable
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from files import UserError, locked, read_json, replacing, write_json
+from files import UserError, locked, progress_bar, read_json, replacing, replacing_folder, write_json
 
 
 class Unreadable(Exception):
@@ -103,15 +102,9 @@ def write_array(path, frames):
 
 def write_pngs(path, frames, name):
     """Write frames as a folder of PNG; `name(i)` is the file name of frame i, from 0."""
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir()
-    try:
+    with replacing_folder(path) as tmp:
         for i, frame in enumerate(frames):
             Image.fromarray(frame).save(tmp / name(i))
-        tmp.rename(path)
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
 
 
 # Running
@@ -127,11 +120,14 @@ class Job:
         See `decode`; raises `Unreadable`.
     write : function (target, frames)
         Writes them whole or not at all.
+    count : function frames -> int
+        How many they are.
     """
     source: Path
     target: Path
     read: Callable[[Path], tuple]
     write: Callable[[Path, Any], None]
+    count: Callable[[Any], int] = len
 
     def __call__(self):
         """Convert. Returns the number of frames, None if the source is unreadable, and a note about the source."""
@@ -143,7 +139,7 @@ class Job:
             return None, str(error) if isinstance(error, Unreadable) else f'{type(error).__name__}: {error}'
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self.write(self.target, frames)
-        return len(frames), note
+        return self.count(frames), note
 
 
 def follow_parent():
@@ -155,20 +151,29 @@ def follow_parent():
     threading.Thread(target=watch, daemon=True).start()
 
 
+def read_record(path, advice):
+    """JSON object that an earlier conversion wrote, empty if there was none; `advice` says what to do if it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        return read_json(path)
+    except UserError as error:
+        raise UserError(f'{error}; {advice}') from None
+
+
 @contextlib.contextmanager
-def _converting(folder, options):
+def converting(folder, options):
     """Lock the folder that conversions go to, and remember their options there: other ones would give a mixture."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, f'another conversion to {folder} is running; wait until it has ended'):
         path = folder / 'conversion.json'
-        before = read_json(path) if path.exists() else options
+        before = read_record(path, 'remove it, and the converted videos too unless they were made by the same options')
         for key in options.keys() & before.keys():
             if options[key] != before[key]:
                 raise UserError(f'{folder} was converted with --{key} {before[key]}, found {options[key]}; give the same, or remove the '
                                 f'converted videos and {path}')
         write_json(path, options)
         yield
-
 
 
 def run_jobs(jobs, executor, options, unit='video'):
@@ -188,11 +193,16 @@ def run_jobs(jobs, executor, options, unit='video'):
     int
         Exit code: 1 if a source was unreadable.
     """
-    with _converting(Path(os.path.commonpath([job.target.parent for job in jobs])), options):
-        return _run(jobs, executor, unit)
+    sources = {}
+    for job in jobs:
+        if (other := sources.setdefault(job.target, job.source)) != job.source:  # chance would decide whose video stays
+            raise UserError(f'{other} and {job.source} would both be converted to {job.target}; remove or rename one')
+    with converting(Path(os.path.commonpath([job.target.parent for job in jobs])), options):
+        return run_locked(jobs, executor, unit)
 
 
-def _run(jobs, executor, unit):
+def run_locked(jobs, executor, unit='video'):
+    """As `run_jobs`, within `converting`."""
     for folder in {job.target.parent for job in jobs}:
         for tmp in folder.glob('.*.tmp'):  # left behind by a run that was killed
             shutil.rmtree(tmp) if tmp.is_dir() else tmp.unlink()
@@ -201,7 +211,7 @@ def _run(jobs, executor, unit):
     with executor:
         try:
             running = {executor.submit(job): job for job in waiting}
-            for future in tqdm(as_completed(running), 'converting', len(running), unit=unit, dynamic_ncols=True):
+            for future in progress_bar(as_completed(running), 'converting', len(running), unit=unit, disable=not running):
                 frames, note = future.result()
                 if frames is None:
                     n_failed += 1
@@ -220,8 +230,3 @@ def _run(jobs, executor, unit):
           f'{n_failed} unreadable')
     print(*sorted(lines), sep='\n', end='\n' if lines else '')
     return 1 if n_failed else 0
-
-
-def cores():
-    """Number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

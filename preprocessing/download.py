@@ -16,9 +16,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from tqdm import tqdm
 
-from files import UserError
+from files import UserError, progress_bar
 
 TRIES = 5      # attempts in a row that bring no new byte
 PAUSE = 1.     # seconds before the second of them; n times as much before the (n + 1)-th
@@ -126,7 +125,7 @@ def _size(path):
 
 
 def _bar(name, total, **kwargs):
-    return tqdm(desc=name, total=total, unit='B', unit_scale=True, dynamic_ncols=True, **kwargs)
+    return progress_bar(desc=name, total=total, unit='B', unit_scale=True, **kwargs)
 
 
 def _sha256(path):

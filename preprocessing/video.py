@@ -12,6 +12,13 @@ from preprocessing.human import convert as human
 from preprocessing.kth import convert as kth
 
 
+def _decode_picture(path, *options):
+    try:
+        return decode(path, *options)[0]
+    except Unreadable as error:
+        raise Unreadable(f'{path.name}: {error}') from None
+
+
 def _read(source, config, nt):
     """Frames, as many as there are of the first nt, uint8 (T, nx, nx[, C]), and ffmpeg's complaint."""
     pictures = folder.find_pictures(source) if source.is_dir() else None
@@ -21,7 +28,7 @@ def _read(source, config, nt):
         if pictures is None:
             return kth.read(source, config.nx, kth.FRAME_RATE, '-frames:v', str(nt))
         options = '-s', f'{config.nx}x{config.nx}', '-frames:v', '1'  # pictures too are resized by ffmpeg's scaler; of moving ones the first frame
-        return np.concatenate([decode(path, *options)[0] for path in pictures[:nt]]), ''
+        return np.concatenate([_decode_picture(path, *options) for path in pictures[:nt]]), ''
     if config.dataset == 'human':
         transform, step = functools.partial(human.cut, image_size=config.nx), config.subsampling
     else:  # Moving MNIST and BAIR are not converted from videos of another shape

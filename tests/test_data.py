@@ -4,7 +4,9 @@ import gzip
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from torchvision.datasets import MNIST
 from args import load_config
 from conftest import GOLDEN
 from data import load_test, mmnist
+from data.clips import get_fold
 from data.digits import load_digits
-from data.stream import BatchStream, chunks, get_fold, make_loader
+from data.stream import BatchStream, chunks, make_loader
 from preprocessing.mmnist import make_test_set as script
 from files import UserError
 from utils import stream_rng
@@ -199,6 +202,10 @@ def test_mnist_is_found_in_its_folder(tmp_path, monkeypatch):
     found, labels = load_digits('mnist', tmp_path, True)
     np.testing.assert_array_equal(found, images)
     np.testing.assert_array_equal(labels, range(7))
+    for n, size in ((6, 28), (7, 32)):  # fewer than labels, larger
+        (raw / 'train-images-idx3-ubyte').write_bytes(np.array([2051, n, size, size], '>i4').tobytes() + bytes(n * size * size))
+        with pytest.raises(UserError, match=rf'MNIST/raw holds pictures \({n}, {size}, {size}\) and labels \(7,\); expected'):
+            load_digits('mnist', tmp_path, True)
     (raw / 'train-images-idx3-ubyte').write_bytes(b'cut')
     with pytest.raises(UserError, match='MNIST can be neither read from'):
         load_digits('mnist', tmp_path, True)
@@ -238,7 +245,7 @@ def test_script_writes_the_set_and_refuses_bad_options(tmp_path, data_dir):
         script.main(['--data_dir', str(tmp_path), '--seq_len', '5', '--digits', '2000', '--digit_source', 'mnist5k'])
 
 
-def test_loading_a_test_set(data_dir, run_dir, tmp_path):
+def test_loading_a_test_set(data_dir, run_dir, tmp_path, monkeypatch, capsys):
     config = load_config(run_dir)
     testset = load_test(config, data_dir, 6)
     assert len(testset) == 500 and testset.videos([4, 2]).shape == (6, 2, 64, 64, 1)
@@ -248,14 +255,29 @@ def test_loading_a_test_set(data_dir, run_dir, tmp_path):
         load_test(config, data_dir, 9)
     with pytest.raises(UserError, match='does not exist; make it with: python -m preprocessing.mmnist.make_test_set'):
         load_test(config, tmp_path, 6)
-    config.max_speed = 50
-    with pytest.raises(UserError, match='as fast as 4, but the model was trained with max_speed 50; .* --max_speed 50 --force'):
-        load_test(config, data_dir, 6)
+    config.max_speed = 50  # a model trained at any speed may be scored on the published set
+    capsys.readouterr()
+    assert len(load_test(config, data_dir, 6)) == 500 and not capsys.readouterr().err
+    config.max_speed = 3
+    assert len(load_test(config, data_dir, 6)) == 500
+    assert re.fullmatch('note: .* has digits as fast as 4, but the model was trained with max_speed 3\n', capsys.readouterr().err)
     name = tmp_path / 'smmnist5k_test_2digits_64.npz'
-    for arrays in ({'sequences': np.array([{}], object)}, {'other': np.zeros(3)}, {'sequences': np.zeros((6, 2, 32, 32), np.uint8)}):
+    whole = np.zeros((6, 2, 64, 64), np.uint8)
+    for arrays in ({'sequences': np.array([{}], object)}, {'other': np.zeros(3)}, {'sequences': np.zeros((6, 2, 32, 32), np.uint8)},
+                   {'sequences': whole[:, :0]}, {'sequences': whole, 'latents': np.full((6, 2, 2, 4), '4')},
+                   {'sequences': whole, 'latents': np.full((6, 2, 2, 4), np.nan)}):
         np.savez(name, **arrays)
-        with pytest.raises(UserError, match='make it again'):
+        with pytest.raises(UserError, match='make it again with') as caught:
             load_test(config, tmp_path, 6)
+        assert 'pickle' not in str(caught.value)  # as NumPy advises
     name.write_bytes(b'PK\x03\x04 cut')
     with pytest.raises(UserError, match='make it again'):
         load_test(config, tmp_path, 6)
+    with pytest.raises(MemoryError), monkeypatch.context() as m:  # no fault of the file
+        m.setattr(np, 'load', Mock(side_effect=MemoryError))
+        load_test(config, tmp_path, 6)
+    name.unlink()
+    name.mkdir()
+    with pytest.raises(UserError, match='cannot be read .Is a directory.; check') as caught:
+        load_test(config, tmp_path, 6)
+    assert '--force' not in str(caught.value)

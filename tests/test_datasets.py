@@ -2,12 +2,17 @@
 
 import fcntl
 import importlib.util
+import itertools
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,16 +22,17 @@ from PIL import Image
 import train
 from conftest import GOLDEN, ROOT, steps
 from data import load_test, load_train
-from data.clips import Clips
+from data.clips import Clips, get_fold
 from data.kth import CLASSES
 from data.stream import BatchStream
-from data.video import find_videos
-from files import UserError
+from data.video import ArrayVideo, NpzVideo, PngVideo, find_video, find_videos
+from files import UserError, locked, replacing_folder
 from preprocessing.convert import Job, Unreadable, decode, find_ffmpeg
 from preprocessing.folder import convert as folder_convert
 from preprocessing.human import convert as human_convert, make_test_set as human_test_set
 from preprocessing.kth import convert as kth_convert, make_test_set as kth_test_set
 from test_evaluation import evaluation
+from utils import stream_rng
 
 
 def encode(path, size, rate, seconds, *options, source='testsrc2'):
@@ -161,8 +167,10 @@ def test_bair_frames_are_those_of_the_records(bair):
             np.testing.assert_array_equal(np.load(bair / 'processed_data' / 'train' / f'traj_{k * 256}_to_{k * 256 + 255}' / f'{i + 1:03d}.npy'), video)
 
 
-def test_convert_bair_imports_no_torch():
-    program = 'import sys; import preprocessing.bair.convert; assert not {"torch", "tensorflow"} & set(sys.modules)'
+def test_data_and_preprocessing_import_no_framework():
+    scripts = [f'{name}.convert' for name in ('kth', 'human', 'bair', 'folder')] + [f'{name}.make_test_set' for name in ('kth', 'human', 'mmnist')]
+    modules = ', '.join(['data', *(f'preprocessing.{script}' for script in scripts)])
+    program = f'import sys, {modules}; found = {{"torch", "tensorflow"}} & set(sys.modules); assert not found, found'
     subprocess.run([sys.executable, '-c', program], cwd=ROOT, check=True)
 
 
@@ -205,6 +213,33 @@ def test_conversion_of_a_growing_folder(folder, tmp_path, capsys):
     assert {p: p.stat().st_mtime_ns for p in before} == before
     with pytest.raises(UserError, match=r'was converted with --gray False, found True; give the same, or remove'):
         folder_convert.main(['--data_dir', str(source), '--out_dir', str(out), '--gray'])
+
+
+def test_split_is_made_by_one_conversion_at_a_time_and_checked(tmp_path, monkeypatch):
+    source, out = tmp_path / 'in', tmp_path / 'out'
+    for name in 'abc':
+        for t in (0, 1):
+            (source / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(source / name / f'{t}.png')
+
+    def convert():
+        return folder_convert.main(['--data_dir', str(source), '--out_dir', str(out), '--image_size', '8'])
+    out.mkdir()
+    with monkeypatch.context() as m, locked(out, ''):
+        m.setattr(folder_convert, 'split', None)
+        with pytest.raises(UserError, match='another conversion to .*out is running'):
+            convert()
+    assert not list(out.iterdir()) and convert() == 0
+    before = json.loads((out / 'split.json').read_text())
+    for name, text, message in (('split.json', json.dumps({**before, 'a': '../../mine'}), "assigns a to '../../mine', expected one of train, val, test; rest"),
+                                ('split.json', json.dumps({**before, 'b': ['train']}), 'assigns b to'), ('split.json', '{', 'readable as JSON .*; restore it'),
+                                ('conversion.json', '[]', 'found list; remove it, and the converted videos too unless')):
+        (out / name).write_text(text)
+        with pytest.raises(UserError, match=f'{name} .*{message}'):
+            convert()
+        assert (out / name).read_text() == text
+        (out / name).write_text(json.dumps(before) if name == 'split.json' else '{}')
+    assert not list(tmp_path.rglob('mine*')) and len(list(out.glob('*/*.npy'))) == 3
 
 
 def test_fold_without_a_readable_video_is_named(tmp_path):
@@ -280,31 +315,57 @@ def test_converters_skip_what_is_done_and_go_on_after_a_bad_file(kth, tmp_path, 
     target.mkdir(parents=True)
     (target / '.person01_boxing_d1.npy.77.tmp').write_bytes(b'half')
     assert kth_convert.main(['--data_dir', str(tmp_path)]) == 1
-    out = capsys.readouterr().out
-    assert '7 videos converted' in out and '0 already there, 1 unreadable' in out
+    out, err = capsys.readouterr()
+    assert 'converting' in err and '7 videos converted' in out and '0 already there, 1 unreadable' in out
     assert f'unreadable: {bad} (' in out
     assert not list(target.glob('.*'))
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.npy')}
     assert len(before) == 7
     bad.unlink()
     assert kth_convert.main(['--data_dir', str(tmp_path)]) == 0
-    assert '0 videos converted (0 frames), 7 already there, 0 unreadable' in capsys.readouterr().out
+    assert capsys.readouterr() == ('0 videos converted (0 frames), 7 already there, 0 unreadable\n', '')  # no empty bar
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.npy')} == before
+
+
+def test_folder_is_seen_whole_or_not_at_all(tmp_path):
+    stale = tmp_path / f'.a.{os.getpid()}.tmp'  # of a killed run with the same number
+    stale.mkdir()
+    (stale / 'old').touch()
+    with pytest.raises(ValueError), replacing_folder(tmp_path / 'a') as tmp:
+        (tmp / '1').touch()
+        raise ValueError
+    assert not list(tmp_path.iterdir())
+    with replacing_folder(tmp_path / 'a') as tmp:
+        (tmp / '1').touch()
+        assert not (tmp_path / 'a').exists()
+    assert [p.relative_to(tmp_path) for p in tmp_path.rglob('*')] == [Path('a'), Path('a/1')]
 
 
 def test_killed_conversion_leaves_no_half_video(human, tmp_path):
     for subject in (1, 5, 6, 7, 8, 9, 11):
         shutil.copytree(human / f'S{subject}', tmp_path / f'S{subject}', copy_function=os.link)
-    process = subprocess.Popen([sys.executable, 'preprocessing/human/convert.py', '--data_dir', str(tmp_path)], cwd=ROOT,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(tmp_path.glob('t*/*.npy')):
-        pass
-    process.kill()
-    process.wait()
-    n = len(list(tmp_path.glob('t*/*.npy')))
-    assert 1 <= n < 14
+    script = tmp_path / 'killed.py'
+    script.write_text(f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import numpy as np
+from preprocessing.human import convert
+convert.cores = lambda: 1  # one video after the other
+save, calls = np.save, []
+def killed(f, frames, **kwargs):
+    calls.append(f)
+    if len(calls) == 4:
+        f.write(b'half a video')
+        f.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(f, frames, **kwargs)
+np.save = killed
+convert.main(['--data_dir', {str(tmp_path)!r}])
+""")
+    assert run(str(script)).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob('t*/*.npy'))) == 3 and [p.read_bytes() for p in tmp_path.glob('t*/.*.tmp')] == [b'half a video']
     done = run('preprocessing/human/convert.py', '--data_dir', tmp_path)
-    assert done.returncode == 0 and f'{14 - n} videos converted' in done.stdout and f'{n} already there' in done.stdout
+    assert done.returncode == 0 and '11 videos converted' in done.stdout and '3 already there' in done.stdout and not list(tmp_path.glob('t*/.*'))
     for path in human.glob('t*/*.npy'):
         np.testing.assert_array_equal(np.load(tmp_path / path.relative_to(human)), np.load(path))
 
@@ -320,6 +381,10 @@ def test_conversions_to_one_folder_wait_for_each_other(kth, tmp_path):
     assert kth_convert.main(['--data_dir', str(tmp_path)]) == 0
     with pytest.raises(UserError, match='was converted with --frame_rate 25, found 10'):
         kth_convert.main(['--data_dir', str(tmp_path), '--frame_rate', '10'])
+    first = tmp_path / 'raw' / 'boxing' / 'person01_boxing_d1_uncomp.avi'
+    os.link(first, first.with_name('person01_boxing_d1.avi'))
+    with pytest.raises(UserError, match='person01_boxing_d1.avi and .*person01_boxing_d1_uncomp.avi would both be converted to .*person01_boxing_d1.npy'):
+        kth_convert.main(['--data_dir', str(tmp_path)])
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path):
@@ -417,6 +482,24 @@ def test_memory_map_is_the_array(tmp_path):
         np.testing.assert_array_equal(video.clip(3, 5, 3), array[3:16:3])
 
 
+@pytest.mark.parametrize('order', [*itertools.permutations(['a', 'a.npy', 'a.npz'])], ids='-'.join)
+def test_one_order_of_layouts(order, tmp_path, monkeypatch):
+    """Of a video in several layouts, the array is taken, then the folder of frames, however a system lists them."""
+    (tmp_path / 'a').mkdir()
+    frames = np.zeros((1, 2, 2, 3), np.uint8)
+    Image.fromarray(frames[0]).save(tmp_path / 'a' / '1.png')
+    np.save(tmp_path / 'a.npy', frames)
+    np.savez(tmp_path / 'a.npz', image=frames)
+    (tmp_path / 'notes').touch()
+    iterdir = Path.iterdir
+    monkeypatch.setattr(Path, 'iterdir', lambda self: sorted(iterdir(self), key=lambda p: (*order, p.name).index(p.name)))
+    for layout, remove in ((ArrayVideo, os.remove), (PngVideo, shutil.rmtree), (NpzVideo, os.remove)):
+        found = find_videos(tmp_path)
+        assert found.keys() == {'a'} and type(found['a']) is type(find_video(tmp_path, 'a')) is layout
+        remove(found['a'].path)
+    assert not find_videos(tmp_path) and find_video(tmp_path, 'a') is None and find_video(tmp_path, 'notes') is None
+
+
 # Random clips
 
 def test_clips_are_random_videos_and_starts():
@@ -441,8 +524,56 @@ def test_clips_are_random_videos_and_starts():
         assert starts.tolist() == list(range(5 + k)) and counts.min() > 15  # each start that fits, about as often
 
 
-def test_too_short_or_wrong_videos_are_named_at_the_start(folder, tmp_path):
-    with pytest.raises(UserError, match=r'frames\d.npy has 12 frames, but clips of this configuration cover 13|clip.* cover 21'):
+def test_clips_are_those_of_videos_long_enough(tmp_path, capfd, monkeypatch):
+    """Folds are those of all videos; short ones are never drawn, which is as if each had been drawn again."""
+    lengths = {f'{i:03d}': 5 + i % 3 for i in range(40)}  # 5, 6 and 7 frames
+    (tmp_path / 'processed_data' / 'train' / 'record').mkdir(parents=True)
+    for i, (name, n) in enumerate(lengths.items()):
+        np.save(tmp_path / 'processed_data' / 'train' / 'record' / f'{name}.npy', np.full((n, 64, 64, 3), i, np.uint8))
+
+    def drawn(seq_len):
+        """Numbers of the videos of both folds, and of those that are drawn, in the order of the draws."""
+        sources = load_train(config('bair', tmp_path, seq_len=seq_len, seq_len_test=7))
+        clips = BatchStream(sources[0], 0, 'train', seq_len)[range(1000)][0, :, 0, 0, 0]
+        return [[int(v.path.stem) for v in s.videos] for s in sources], clips
+    fold, fold_val = (get_fold(40, train).tolist() for train in (True, False))
+    (train_videos, val_videos), clips = drawn(5)
+    long_val = [i for i in fold_val if i % 3 == 2]
+    assert train_videos == fold and val_videos == long_val and 0 < len(long_val) < len(fold_val)
+    err = capfd.readouterr().err
+    assert err.startswith('note: 1 of 2 videos have fewer than the 7 frames of a clip: ') and err.count('\n') == 1
+    rngs = [stream_rng(0, 'train', i) for i in range(1000)]
+    assert clips.tolist() == [fold[rng.randint(len(fold))] for rng in rngs]  # where none is short, nothing is left out
+    (train_videos, _), clips = drawn(6)
+    n_short = sum(i % 3 == 0 for i in fold)
+    assert train_videos == [i for i in fold if i % 3] and set(clips) == set(train_videos)
+    shown = ', '.join(f'{tmp_path}/processed_data/train/record/{i:03d}.npy (5)' for i in fold if i % 3 == 0)
+    err = capfd.readouterr().err.splitlines()
+    assert len(err) == 2 and err[0].startswith(f'note: {n_short} of 38 videos have fewer than the 6 frames of a clip: {shown[:100]}')
+    assert err[0].count('.npy') == 3 and err[0].endswith(' …; no clips are drawn from these')
+    with pytest.raises(UserError, match=r'^38 of 38 videos .* 8 frames of a clip: .*; ask for shorter clips \(--seq_len, --seq_len_test\), or add longer'):
+        drawn(8)
+    monkeypatch.setenv('RANK', '1')  # another process of a job
+    drawn(5)
+    assert not capfd.readouterr().err
+    np.save(tmp_path / 'processed_data' / 'train' / 'record' / '000.npy', np.zeros((2, 32, 32, 3), np.uint8))
+    with pytest.raises(UserError, match='000.npy has frames 32x32x3'):  # of short ones too
+        drawn(6)
+
+
+def test_short_videos_of_a_test_set_are_all_counted(tmp_path):
+    (tmp_path / 'test').mkdir()
+    for i in range(6):
+        np.save(tmp_path / 'test' / f'{i}.npy', np.zeros((6 + i, 64, 64, 3), np.uint8))
+    assert len(load_test(config('folder', tmp_path), tmp_path, 6)) == 6
+    for nt, names, more in ((8, ['0.npy (6)', '1.npy (7)'], ''), (10, ['0.npy (6)', '1.npy (7)', '2.npy (8)'], ' …')):
+        names = ', '.join(f'{tmp_path}/test/{name}' for name in names)
+        with pytest.raises(UserError, match=re.escape(f'{nt - 6} of 6 videos have fewer than the {nt} frames of a clip: {names}{more}; remove them, or')):
+            load_test(config('folder', tmp_path), tmp_path, nt)
+
+
+def test_wrong_videos_are_named_at_the_start(folder, tmp_path):
+    with pytest.raises(UserError, match=r'8 of 8 videos have fewer than the 21 frames of a clip: .*/train/.*npy \(\d\d\), .* …; ask for shorter'):
         load_train(config('folder', folder, seq_len=21))
     with pytest.raises(UserError, match='has frames 64x64x3, but 32x32'):
         load_train(config('folder', folder, nx=32))
@@ -474,7 +605,40 @@ def test_empty_folders_say_what_was_expected(dataset, tmp_path):
             load()
 
 
-def test_damaged_videos_are_named(tmp_path):
+@pytest.mark.parametrize('shape, message', [
+    ('(6, 4, 4', 'is not an array of NumPy'), ('(6, [], 4)', 'is not an array of NumPy|found uint8'), ('(-6, -4, 4)', 'found uint8 .-6, -4, 4.'),
+    ('(True, 4, 4)', 'found uint8 .True, 4, 4.'), ('(6, 4, 4, 1%s)' % ('0' * 30), 'is cut short'), ('(4294967296, 4294967296, 4)', 'is cut short')])
+def test_damaged_headers_of_arrays(tmp_path, shape, message):
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + '\n'
+    content = b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header.encode() + bytes(6 * 4 * 4)
+    (tmp_path / 'a.npy').write_bytes(content)
+    with zipfile.ZipFile(tmp_path / 'b.npz', 'w') as archive:
+        archive.writestr('image.npy', content)
+    for name in ('a.npy', 'b.npz'):
+        with pytest.raises(UserError, match=f'{name} .*({message}).*; convert'):
+            find_videos(tmp_path)
+        (tmp_path / name).unlink()
+
+
+def test_damaged_archives_of_videos(tmp_path):
+    path = tmp_path / 'a.npz'
+    np.savez_compressed(path, image=np.random.RandomState(0).randint(0, 256, (6, 4, 4)).astype(np.uint8))
+    content = path.read_bytes()
+    directory = content.rindex(b'PK\x01\x02')
+    for places, value, message in (((6, directory + 8), 1, 'encrypted'), ((8, directory + 10), 97, 'compression method'),
+                                   ((directory + 16,), content[directory + 16] ^ 1, 'CRC'), ((90,), content[90] ^ 255, 'Error -3|CRC')):
+        damaged = bytearray(content)
+        for place in places:
+            damaged[place] = value
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=f'a.npz is not .*({message}).*; convert the video again'):
+            find_videos(tmp_path)['a'].clip(0, 6)
+    path.write_bytes(content[:len(content) // 2])
+    with pytest.raises(UserError, match='a.npz is not a video of the published layout .*; convert the video again'):
+        find_videos(tmp_path)
+
+
+def test_damaged_videos_are_named(tmp_path, monkeypatch):
     folder = tmp_path / 'a'
     folder.mkdir()
     for t, size in ((1, 4), (2, 4), (3, 5)):
@@ -484,6 +648,13 @@ def test_damaged_videos_are_named(tmp_path):
     assert len(video) == 3 and video.clip(0, 2).shape == (2, 4, 4, 3)
     with pytest.raises(UserError, match='a/3.png is of another size'):
         video.clip(0, 3)
+    for mode in ('1', 'P', 'LA', 'I;16'):
+        Image.fromarray(np.zeros((4, 4), np.uint16 if mode == 'I;16' else np.uint8)).convert(mode).save(folder / '1.png')
+        with pytest.raises(UserError, match=rf'a/1.png is no picture that can be read \(mode {mode}, expected'):
+            find_videos(tmp_path)
+    with monkeypatch.context() as m, pytest.raises(UserError, match='a/3.png is no picture that can be read .*decompression bomb'):
+        m.setattr(Image, 'MAX_IMAGE_PIXELS', 12)
+        video.clip(2, 1)
     (folder / '1.png').write_bytes(b'')
     with pytest.raises(UserError, match='a/1.png is no picture that can be read'):
         find_videos(tmp_path)
@@ -511,7 +682,7 @@ def test_draws_of_the_published_test_sets():
     assert [list(map(int, pick)) for pick in found] == human['picks']
 
 
-def test_kth_test_set(kth):
+def test_kth_test_set(kth, tmp_path):
     with np.load(kth / 'svg_test_set_12.npz', allow_pickle=False) as f:
         sequences, persons, actions = f['sequences'], f['persons'], f['actions']
     assert sequences.shape == (6, 12, 64, 64) and persons.shape == (6,)
@@ -525,6 +696,10 @@ def test_kth_test_set(kth):
         kth_test_set.main(['--data_dir', str(kth), '--seq_len', '12'])
     with pytest.raises(UserError, match='of at least 13 frames; make it with: .* --seq_len 40'):
         load_test(config('kth', kth), kth, 13)
+    for bad in (np.uint8(3), np.zeros((2, 12, 64), np.uint8)):
+        np.savez(tmp_path / 'svg_test_set_12.npz', sequences=bad)
+        with pytest.raises(UserError, match=r'sequences must be uint8 \(N, 12, 64, 64\), found .*; make it again'):
+            load_test(config('kth', tmp_path), tmp_path, 12)
 
 
 def test_human_test_set(human):
@@ -568,19 +743,20 @@ SMALL = ['--nf', '2', '--nhx', '8', '--ny', '4', '--nz', '3', '--nh_inf', '8', '
          '--n_iter_test', '1', '--n_samples_test', '2', '--n_workers', '1', '--seed', '1', *steps(3, 1)]
 
 
-@pytest.mark.parametrize('dataset, more, nt_gen, clips', [
-    ('kth', ['--seq_len', '12', '--seq_len_test', '12'], 12, 6),
-    ('human', ['--seq_len', '4', '--seq_len_test', '5', '--nt_cond', '3'], 7, 4),
-    ('bair', [], 30, 3),
-    ('folder', ['--nc', '3', '--nt_inf', '2', '--nt_cond', '3', '--seq_len', '6', '--archi', 'vgg', '--skipco'], 10, 1)])
-def test_presets_train_and_evaluate(dataset, more, nt_gen, clips, request, tmp_path):
+@pytest.mark.parametrize('dataset, more, nt_gen, clips, test_set', [
+    ('kth', ['--seq_len', '12', '--seq_len_test', '12'], 11, 6, 'svg_test_set_12.npz'),  # no shorter one is there
+    ('human', ['--seq_len', '4', '--seq_len_test', '5', '--nt_cond', '3'], 7, 4, 'test_set_7_8'),
+    ('bair', [], 30, 3, 'processed_data/test'),
+    ('folder', ['--nc', '3', '--nt_inf', '2', '--nt_cond', '3', '--seq_len', '6', '--archi', 'vgg', '--skipco'], 10, 1, 'test')])
+def test_presets_train_and_evaluate(dataset, more, nt_gen, clips, test_set, request, tmp_path, capsys):
     data_dir = request.getfixturevalue(dataset)
     which = ['--dataset', 'folder'] if dataset == 'folder' else ['--preset', dataset]
     assert train.main([*which, *SMALL, *more, '--data_dir', str(data_dir), '--save_path', str(tmp_path / 'run')]) == 0
     evaluation.main(['--xp_dir', str(tmp_path / 'run'), '--data_dir', str(data_dir), '--nt_gen', str(nt_gen), '--n_samples', '2', '--n_pictures', '1',
                      '--metrics', 'psnr', 'ssim'])
-    result = json.loads((tmp_path / 'run' / 'results.json').read_text())
-    assert result['protocol']['dataset'] == dataset and result['protocol']['clips'] == clips
+    protocol = json.loads((tmp_path / 'run' / 'results.json').read_text())['protocol']
+    assert (protocol['dataset'], protocol['test_set'], protocol['clips']) == (dataset, test_set.rpartition('/')[2], clips)
+    assert f'\ntest set: {data_dir}/{test_set}\n' in capsys.readouterr().out
     with np.load(tmp_path / 'run' / 'psnr_best.npz') as f:
         assert f['samples'].shape[0] == clips and f['samples'].shape[-1] == (1 if dataset == 'kth' else 3)
     assert Image.open(tmp_path / 'run' / 'pictures' / 'video_0000.png').width > 600

@@ -473,10 +473,6 @@ def test_bair_other_archive(site, small_bair, tmp_path, monkeypatch):
     assert names(tmp_path) == ['bair_robot_pushing_dataset_v0.tar']
 
 
-def test_bair_constants():
-    assert (bair.SIZE, len(bair.SHA256)) == (32274964480, 64)
-
-
 @pytest.mark.parametrize('script', ['kth', 'bair'])
 def test_errors_of_the_shell_scripts(script, tmp_path):
     (tmp_path / 'file').write_bytes(b'')

@@ -7,7 +7,6 @@ import functools
 import importlib.util
 import multiprocessing
 import os
-import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -17,23 +16,16 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # called by its path, as published
 
 from args import Parser
-from files import UserError, run_script
-from preprocessing.convert import Job, Unreadable, cores, follow_parent, run_jobs, write_array, write_pngs
+from files import UserError, cores, replacing_folder, run_script
+from preprocessing.convert import Job, Unreadable, follow_parent, run_jobs, write_array, write_pngs
 
 N_FRAMES, SIZE = 30, 64
-
-
-class Videos(list):
-    """Videos of a record file; its length, for the summary, is that of all frames."""
-
-    def __len__(self):
-        return sum(map(len, self))
 
 
 def read(source):
     """Videos of a record file: list of uint8 (30, 64, 64, 3)."""
     import tensorflow as tf
-    videos = Videos()
+    videos = []
     try:
         for record in tf.data.TFRecordDataset(str(source)):
             feature = tf.train.Example.FromString(record.numpy()).features.feature
@@ -46,20 +38,18 @@ def read(source):
     return videos, ''
 
 
+def n_frames(videos):
+    return sum(map(len, videos))
+
+
 def write(target, videos, published):
     """Write the videos of a record file as a folder, 001.npy … or folders 001 … of PNG frames 000.png …"""
-    tmp = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
-    shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir()
-    try:
+    with replacing_folder(target) as tmp:
         for k, video in enumerate(videos, 1):
             if published:
                 write_pngs(tmp / f'{k:03d}', video, lambda i: f'{i:03d}.png')
             else:
                 write_array(tmp / f'{k:03d}.npy', video)
-        tmp.rename(target)
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
 
 
 def get_parser():
@@ -79,8 +69,8 @@ def main(argv=None):
         if not sources:
             raise UserError(f'{folder}/softmotion30_44k/{fold} has no .tfrecords file; get them with: '
                             f'bash preprocessing/bair/download.sh {folder}')
-        jobs += [Job(s, folder / 'processed_data' / fold / s.stem, read, functools.partial(write, published=args.layout == 'published'))
-                 for s in sources]
+        writer = functools.partial(write, published=args.layout == 'published')
+        jobs += [Job(s, folder / 'processed_data' / fold / s.stem, read, writer, n_frames) for s in sources]
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     os.environ['CUDA_VISIBLE_DEVICES'] = ''  # TensorFlow would take a whole GPU to read files
     if importlib.util.find_spec('tensorflow') is None:

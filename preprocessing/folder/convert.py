@@ -14,8 +14,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from args import Parser, count, number, seed
-from files import UserError, make_folder, read_json, run_script, write_json
-from preprocessing.convert import Job, Unreadable, cores, decode, resized, run_jobs, write_array
+from files import UserError, cores, make_folder, run_script, write_json
+from preprocessing.convert import Job, Unreadable, converting, decode, read_record, resized, run_locked, write_array
 
 VIDEOS = {'.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ogv', '.webm', '.wmv'}
 FOLDS = ('train', 'val', 'test')
@@ -90,6 +90,16 @@ def read(source, image_size, gray):
     return decode_pictures(find_pictures(source), transform) if source.is_dir() else decode(source, transform=transform)
 
 
+def read_split(path):
+    """Folds by name that an earlier call assigned."""
+    advice = f'restore it, or remove it and the folders {", ".join(FOLDS)} beside it to split anew'
+    before = read_record(path, advice)
+    for name, fold in before.items():
+        if fold not in FOLDS:
+            raise UserError(f'{path} assigns {name} to {fold!r}, expected one of {", ".join(FOLDS)}; {advice}')
+    return before
+
+
 def split(names, val, test, seed, before):
     """Assign each name, by a seeded shuffle, to 'train', 'val' or 'test': dict. Each fold has at least one.
 
@@ -132,15 +142,16 @@ def main(argv=None):
         raise UserError(f'--data_dir {folder} holds {len(sources)} videos (files {", ".join(sorted(VIDEOS))}, or folders of pictures); '
                         'at least 3 are needed, for training, validation and test')
     out = Path(args.out_dir)
-    before = read_json(out / 'split.json') if (out / 'split.json').exists() else {}
-    folds = split(list(sources), args.val, args.test, args.seed, before)
-    if 'train' not in folds.values():
-        raise UserError(f'--val {args.val} and --test {args.test} leave none of {len(sources)} videos for training; give smaller shares')
     make_folder(out, '--out_dir')
-    write_json(out / 'split.json', before | folds)  # before the first video: the split stays when more videos come
-    reader = functools.partial(read, image_size=args.image_size, gray=args.gray)
-    jobs = [Job(source, out / folds[name] / f'{name}.npy', reader, write_array) for name, source in sources.items()]
-    code = run_jobs(jobs, ThreadPoolExecutor(cores()), {'image_size': args.image_size, 'gray': args.gray})
+    with converting(out, {'image_size': args.image_size, 'gray': args.gray}):  # the split too belongs to one call at a time
+        before = read_split(out / 'split.json')
+        folds = split(list(sources), args.val, args.test, args.seed, before)
+        if 'train' not in folds.values():
+            raise UserError(f'--val {args.val} and --test {args.test} leave none of {len(sources)} videos for training; give smaller shares')
+        write_json(out / 'split.json', before | folds)  # before the first video: the split stays when more videos come
+        reader = functools.partial(read, image_size=args.image_size, gray=args.gray)
+        jobs = [Job(source, out / folds[name] / f'{name}.npy', reader, write_array) for name, source in sources.items()]
+        code = run_locked(jobs, ThreadPoolExecutor(cores()))
     for fold in FOLDS:
         if not any((out / fold).glob('*.npy')):
             raise UserError(f'{out}/{fold} has no video; mend those that are unreadable or add some, and run again')

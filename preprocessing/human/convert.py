@@ -10,8 +10,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # called by its path, as published
 
 from args import Parser, count
-from files import UserError, run_script, write_npz
-from preprocessing.convert import Job, Unreadable, cores, decode, resized, run_jobs, write_array
+from files import UserError, cores, run_script, write_npz
+from preprocessing.convert import Job, Unreadable, decode, resized, run_jobs, write_array
 
 SUBJECTS = {'train': (1, 5, 6, 7, 8), 'test': (9, 11)}
 BOX = (100, 100, 900, 900)  # left, upper, right, lower, in frames of 1000 x 1000

@@ -1,20 +1,18 @@
 """Make the test set of Human3.6M: `python preprocessing/human/make_test_set.py --data_dir DIR`, after `convert.py`."""
 
-import os
 import re
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # called by its path, as published
 
 from args import Parser, count, seed
 from data.clips import check_videos
 from data.human import find_converted
-from files import UserError, run_script, write_npz
+from files import UserError, progress_bar, replacing_folder, run_script, write_npz
 
 
 def draw_clips(lengths, size, span, seed):
@@ -63,17 +61,12 @@ def main(argv=None):
         raise UserError(f'{folder} is already there; remove it to make the test set again')
     for old in folder.parent.glob(f'.{folder.name}.*.tmp'):  # of a run that was killed
         shutil.rmtree(old)
-    tmp = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
-    tmp.mkdir()
-    try:
+    with replacing_folder(folder) as tmp:
         clips = draw_clips([len(v) for v in videos.values()], args.size, span, args.seed)
-        for i, (v, start) in enumerate(tqdm(clips, 'writing', unit='clip', dynamic_ncols=True)):
+        for i, (v, start) in enumerate(progress_bar(clips, 'writing', unit='clip')):
             subject, filename = names[v].split('-', 1)  # S9-Walking.54138969
             write_npz(tmp / f'test_{i}.npz', image=videos[names[v]].clip(start, span), filename=np.array(f'{filename}.mp4'),
                       subject=np.array(int(subject[1:])), frame=np.array(start))
-        tmp.rename(folder)
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
     print(f'{folder}: {args.size:,} clips of {span} frames')
 
 

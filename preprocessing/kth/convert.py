@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # called by its pa
 
 from args import Parser, count
 from data.kth import CLASSES
-from files import UserError, run_script
-from preprocessing.convert import Job, cores, decode, run_jobs, write_array, write_pngs
+from files import UserError, cores, run_script
+from preprocessing.convert import Job, decode, run_jobs, write_array, write_pngs
 
 
 FRAME_RATE = 25  # frames a second

@@ -1,11 +1,10 @@
 """Make a test set of (Stochastic) Moving MNIST: `python -m preprocessing.mmnist.make_test_set --data_dir DIR --seq_len 25`."""
 
-from tqdm import tqdm
 
 from args import DIGIT_SOURCES, Parser, count, seed, speed
 from data.digits import SIZE, load_digits
 from data.mmnist import make_test_set, test_set_name
-from files import UserError, make_folder, run_script, write_npz
+from files import UserError, make_folder, progress_bar, run_script, write_npz
 
 
 def get_parser():
@@ -37,7 +36,7 @@ def main(argv=None):
         raise UserError(f'--digits {args.digits}: there are {len(images):,} test digits only')
     arrays = make_test_set(images, labels, args.seq_len, seed=args.seed, n_digits=args.digits, frame_size=args.frame_size,
                            max_speed=args.max_speed, deterministic=args.deterministic,
-                           progress=lambda videos: tqdm(videos, 'drawing', unit='video', dynamic_ncols=True))
+                           progress=lambda videos: progress_bar(videos, 'drawing', unit='video'))
     print(f'writing {path}', flush=True)
     write_npz(path, **arrays)
     print(f'{path}: {arrays["sequences"].shape[1]:,} videos of {args.seq_len} frames')
