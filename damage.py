@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import pictures
 from args import DAMAGE_MODES, EXPERIMENTS, MAX_DAMAGES, MAX_ITERATIONS, MAX_TOTAL, check_damage, complete, damage_parser, load_config
 from data import load_clip, load_test
-from files import UserError, make_folder, replacing_results, run_script, sha256, write_csv, write_json, write_npz
+from files import UserError, make_folder, progress_bar, reading, replacing_results, run_script, sha256, write_csv, write_json, write_npz
 from metrics import PSNR, SSIM
 from network_picture import NetworkPicture
 from preprocessing.convert import find_ffmpeg
@@ -99,16 +98,14 @@ def load_damage(path, shapes):
 
     def read(name, fits, what):
         """Read an array whose head `fits(shape, dtype)`: a small file may hold gigabytes, compressed."""
-        try:
-            with zipfile.ZipFile(path) as archive, archive.open(f'{name}.npy') as f:
-                if (version := np.lib.format.read_magic(f)) != (1, 0):
-                    raise ValueError(f'{name} has format {version}')
-                shape, _, dtype = np.lib.format.read_array_header_1_0(f)
-                if fitting := fits(shape, dtype):
-                    f.seek(0)
-                    value = np.lib.format.read_array(f, allow_pickle=False)
-        except Exception as error:  # no file, a cut or a foreign one: numpy and zipfile raise several kinds
-            raise UserError(f'--replay {path} cannot be read as the damage.npz of an earlier call ({error}); give one') from None
+        with reading(f'--replay {path}', 'cannot be read as the damage.npz of an earlier call', 'give one'), \
+                zipfile.ZipFile(path) as archive, archive.open(f'{name}.npy') as f:
+            if (version := np.lib.format.read_magic(f)) != (1, 0):
+                raise ValueError(f'{name} has format {version}')
+            shape, _, dtype = np.lib.format.read_array_header_1_0(f)
+            if fitting := fits(shape, dtype):
+                f.seek(0)
+                value = np.lib.format.read_array(f, allow_pickle=False)
         check(fitting, f'{name} must be {what}, found {shape} of {dtype}')
         return value
     longest = 4 * max(map(len, [*shapes, *DAMAGE_MODES]))  # bytes of a name
@@ -240,7 +237,7 @@ def run_experiment(model, weights, x, names, draws, run, args):
 def run_all(model, weights, clip, names, draws, network, folder, args):
     """Run all experiments and write the pictures of the network, of the first one. Returns the rows, and frames and captions of the first."""
     x, rows, predictions, captions = to_video(torch.from_numpy(clip), get_device(args.device)), [], [], []
-    with tqdm(total=args.n_runs * args.n_iterations, unit='iteration', dynamic_ncols=True) as bar:
+    with progress_bar(total=args.n_runs * args.n_iterations, unit='iteration') as bar:
         for run in range(args.n_runs):
             for row, frames, changed in run_experiment(model, weights, x, names, draws[run], run, args):
                 rows.append(row)
@@ -260,12 +257,14 @@ def run_all(model, weights, clip, names, draws, network, folder, args):
 
 def write_videos(folder, truth, predictions, captions, network):
     """Write both videos, of predictions (list of uint8 (nt, H, W, C)) and of the pictures of the network, iteration by iteration."""
+    headings = list(map(pictures.Heading, ('truth', 'intact', 'damaged')))
+
     def frames():
-        for predicted, text in zip(tqdm(predictions, 'prediction.mp4', unit='iteration', dynamic_ncols=True), captions):
+        for predicted, text in zip(progress_bar(predictions, 'prediction.mp4', unit='iteration'), captions):
             for panels in zip(truth, predictions[0], predicted):
-                yield pictures.side_by_side(dict(zip(('truth', 'intact', 'damaged'), panels)), text)
+                yield np.asarray(pictures.below([pictures.table([panels], headings, scale=4)], text))
     pictures.write_video(folder / 'prediction.mp4', frames(), FRAME_RATE)
-    paths = tqdm(sorted(folder.glob('network/*.png')), 'network.mp4', unit='iteration', dynamic_ncols=True)
+    paths = progress_bar(sorted(folder.glob('network/*.png')), 'network.mp4', unit='iteration')
     pictures.write_video(folder / 'network.mp4', map(network.video_frame, paths), NETWORK_RATE)
 
 

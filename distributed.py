@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -137,7 +138,7 @@ class World:
         self.call(compare)
 
 
-OWN_OPTIONS = {'data_dir', 'save_path', 'device', 'n_workers', 'local_rank', 'config', 'xp_dir', 'out_dir', 'lpips_dir', 'i3d_path'}  # of a machine
+OWN_OPTIONS = {'data_dir', 'save_path', 'device', 'n_workers', 'local_rank', 'config', 'xp_dir', 'out_dir', 'lpips_dir', 'i3d_path', 'weights'}  # of a machine
 
 
 class Ring:
@@ -182,10 +183,14 @@ def join():
     World
     """
     env = os.environ
-    if 'LOCAL_RANK' not in env or int(env.get('WORLD_SIZE') or 1) == 1:
+    if 'LOCAL_RANK' not in env or env.get('WORLD_SIZE') in (None, '', '1'):
         yield World()
         return
-    place = [int(env[name]) for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')]
+    names = 'RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_PORT', 'MASTER_ADDR'
+    if wrong := [name for name in names if not re.fullmatch(r'.+' if name == 'MASTER_ADDR' else r'\d{1,9}', env.get(name, ''))]:
+        raise UserError(f'the environment has LOCAL_RANK, as from a launcher, but {wrong[0]} {env.get(wrong[0], "")!r}; start the processes by torchrun, '
+                        'or unset LOCAL_RANK for a single one')
+    place = [int(env[name]) for name in names[:4]]
     backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() and dist.is_nccl_available() else 'gloo'
     try:
         dist.init_process_group(backend, timeout=START)
@@ -278,4 +283,7 @@ def distribute(model, device, world):
         for m in model.modules():
             if isinstance(m, nn.BatchNorm2d):
                 m.__class__, m.group = SyncBatchNorm, world.group  # the same state, another forward
+    for p in model.parameters():
+        if p.ndim == 4 and p.shape[1] == 1:  # one channel may have any stride: in a gradient the parameter's, or DDP warns of another layout
+            p.register_hook(lambda grad, strides=p.stride(): grad.as_strided(grad.shape, strides))
     return nn.parallel.DistributedDataParallel(model, process_group=world.group, gradient_as_bucket_view=True)

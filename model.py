@@ -113,9 +113,10 @@ class SRVP(nn.Module):
         self.q_z = nn.Linear(nh_inf, 2 * nz)
         self.p_z = module.MLP(ny, nh_res, 2 * nz, nlayers_res)
         self.dynamics = module.MLP(ny + nz, nh_res, ny, nlayers_res)
-        module.init_conv(self.encoder)
-        module.init_conv(self.decoder)
-        module.init_orthogonal(self.dynamics, res_gain)
+        if not self.q_z.weight.is_meta:  # there, nothing is to be initialised
+            module.init_conv(self.encoder)
+            module.init_conv(self.decoder)
+            module.init_orthogonal(self.dynamics, res_gain)
 
     def compile_networks(self):
         """Compile encoder, decoder and perceptrons by `torch.compile` (the next call takes minutes); names of parameters stay."""

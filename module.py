@@ -107,6 +107,8 @@ def upsampling_kernel(weight):
 def conv_transpose_to_one(h, kernel, bias, stride, padding):
     """As `F.conv_transpose2d` to a single channel (grey frames), which would leave most lanes of a processor idle.
 
+    h is (N, C, H, W), kernel (C, 1, k, k), bias (1,) or None, the result (N, 1, H', W').
+
     One matrix product gives what each pixel adds to its surroundings (taps); `fold` adds them up.
     """
     N, C, H, W = h.shape
@@ -150,12 +152,13 @@ def convolve(layer, h, skip=None, up=False):
 
 
 class Decoder(nn.Module):
-    """Frame decoder g (paper, section 3.1): `first_upconv`, then four blocks `conv`."""
+    """Frame decoder g (paper, section 3.1): `first_upconv`, then four blocks `conv`.
 
-    @property
-    def widest(self):
-        """Numbers in a frame's largest activation."""
-        return self.conv[-1][-1].in_channels * NX ** 2 if isinstance(self.conv[-1], nn.Sequential) else self.conv[-1].in_channels * NX ** 2 // 4
+    Attributes
+    ----------
+    widest : int
+        Numbers in a frame's largest activation.
+    """
 
     def layers(self):
         """Layers in order, each with the number of the skip connection that it takes, or None."""
@@ -252,6 +255,7 @@ class DCGANDecoder(Decoder):
     def __init__(self, nc, nin, nf, skipco):
         super().__init__()
         k = 2 if skipco else 1  # skip connections double the input width of each block
+        self.widest = nf * 32 ** 2
         self.first_upconv = first_upconv(nin, nf * 8)
         self.conv = nn.ModuleList([
             upconv4(nf * 8 * k, nf * 4),                                # 4 -> 8
@@ -265,6 +269,7 @@ class VGGDecoder(Decoder):
     def __init__(self, nc, nin, nf, skipco):
         super().__init__()
         k = 2 if skipco else 1
+        self.widest = nf * 64 ** 2
 
         def up():
             return nn.Upsample(scale_factor=2, mode='nearest')

@@ -1,7 +1,7 @@
 """Picture of all tensors of a network, in greys, damaged elements in red."""
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from files import replacing
 
@@ -74,18 +74,10 @@ def pack_best(sizes, cost):
     return min(packed, key=lambda p: cost(*p[1:]))
 
 
-def _paint(picture, y, x, colour, reach):
-    """Colour the pixels (y, x) and those around them, as many steps to either side as `reach` says, in place."""
-    for dy in reach:
-        for dx in reach:
-            picture[(y + dy).clip(0, len(picture) - 1), (x + dx).clip(0, picture.shape[1] - 1)] = colour
-
-
 class NetworkPicture:
     """Picture of all tensors of a network, in blocks by part, that is redrawn tensor by tensor.
 
-    Elements take a pixel, or several in a small network, so that the picture fills a screen. Where they take a single one, a damaged element
-    also colours its neighbours: it would not be seen otherwise.
+    Elements take a pixel, or several in a small network, so that the picture fills a screen.
 
     Parameters
     ----------
@@ -140,10 +132,7 @@ class NetworkPicture:
         """Draw a tensor anew (see `draw_tensor`); scalars are left out."""
         if name in self.places:
             x, y, across, down = self.places[name]
-            picture = draw_tensor(value, damaged)
-            if across == down == 1:
-                _paint(picture, *np.nonzero(picture == RED), RED, (-1, 0, 1))
-            picture = picture.repeat(down, 0).repeat(across, 1)
+            picture = draw_tensor(value, damaged).repeat(down, 0).repeat(across, 1)
             self.canvas[y:y + picture.shape[0], x:x + picture.shape[1]] = picture
 
     def save(self, path, caption):
@@ -157,15 +146,21 @@ class NetworkPicture:
             picture.save(tmp, 'PNG', compress_level=3)
 
     def video_frame(self, path):
-        """Frame uint8 (H, W, 3) for a video of a picture that `save` wrote: no larger than a screen, damage large enough to see."""
+        """Frame uint8 (H, W, 3) for a video of a picture that `save` wrote, made no larger than a screen.
+
+        A smaller one would hide damage: there the pixels around a damaged element are red too.
+        """
         with Image.open(path) as file:
             canvas = np.asarray(file)
         H, W = canvas.shape
-        scale = min(1, SCREEN[0] / W, SCREEN[1] / H)
-        size = int(W * scale), int(H * scale)
-        red = canvas == RED
+        scale = min(SCREEN[0] / W, SCREEN[1] / H)
+        if scale >= 1:
+            return PALETTE[canvas]
+        size, red = (int(W * scale), int(H * scale)), canvas == RED
         grey = Image.fromarray(np.where(red, np.uint8(MID_GREY), canvas)).resize(size, Image.Resampling.BOX)
         frame = PALETTE[np.asarray(grey)]
         y, x = (np.nonzero(red) * np.array([[size[1] / H], [size[0] / W]])).astype(int)
-        _paint(frame, y, x, PALETTE[RED], (0, 1) if scale < 1 else (0,))
+        dots = np.zeros(frame.shape[:2], np.uint8)
+        dots[y, x] = 1
+        frame[np.asarray(Image.fromarray(dots).filter(ImageFilter.MaxFilter(3))) > 0] = PALETTE[RED]
         return frame

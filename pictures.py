@@ -22,7 +22,7 @@ def _font(columns=0):
     return ImageFont.load_default(min(max(15, 2 * columns + 2), 22))
 
 
-def _enlarge(frame, scale=SCALE):
+def _enlarge(frame, scale):
     """uint8 (H, W, C) of 1 or 3 channels -> RGB picture, enlarged."""
     picture = Image.fromarray(np.repeat(frame, 3, 2) if frame.shape[2] == 1 else frame)
     return picture.resize((frame.shape[1] * scale, frame.shape[0] * scale), Image.Resampling.NEAREST)
@@ -83,7 +83,7 @@ class Heading(NamedTuple):
     span: int = 1
 
 
-def table(cells, headings, names=(), border=None):
+def table(cells, headings, names=(), border=None, scale=SCALE):
     """Frames in rows and columns, with headings above and names at the left.
 
     Parameters
@@ -94,6 +94,8 @@ def table(cells, headings, names=(), border=None):
         One each row, or none at all.
     border : tuple
         Colour of a border around frames.
+    scale : int
+        Enlargement of frames.
 
     Returns
     -------
@@ -103,23 +105,23 @@ def table(cells, headings, names=(), border=None):
     font, names = _font(len(cells[0])), [name if isinstance(name, Heading) else Heading(name) for name in names]
     H, W = next(frame for row in cells for frame in row if frame is not None).shape[:2]
     widest = max(int(font.getlength(h.text)) // h.span for h in headings)
-    w, h = max(W * SCALE + (GAP if border is None else 3 * GAP), widest + 3 * GAP), H * SCALE + GAP * (1 if border is None else 2)
+    w, h = max(W * scale + (GAP if border is None else 3 * GAP), widest + 3 * GAP), H * scale + GAP * (1 if border is None else 2)
     left = int(max(font.getlength(name.text) for name in names)) + 4 * GAP if names else 0
     top, apart = 2 * round(font.size) - 2, 4 * GAP * any(h.span > 1 for h in headings)  # groups of columns stand apart
     canvas = Image.new('RGB', (left + len(cells[0]) * w + (len(headings) - 1) * apart, top + len(cells) * h), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for i, name in enumerate(names):
-        draw.text((left - 2 * GAP, top + i * h + H * SCALE // 2), name.text, name.colour, font, anchor='rm')
+        draw.text((left - 2 * GAP, top + i * h + H * scale // 2), name.text, name.colour, font, anchor='rm')
     x, j = left, 0
     for heading in headings:
         draw.text((x + heading.span * w // 2, top // 2), heading.text, heading.colour, font, anchor='mm')
         for _ in range(heading.span):
             for i, row in enumerate(cells):
                 if row[j] is not None:
-                    x0, y0 = x + (w - W * SCALE) // 2, top + i * h
+                    x0, y0 = x + (w - W * scale) // 2, top + i * h
                     if border is not None:
-                        draw.rectangle((x0 - 2, y0 - 2, x0 + W * SCALE + 1, y0 + H * SCALE + 1), border)
-                    canvas.paste(_enlarge(row[j]), (x0, y0))
+                        draw.rectangle((x0 - 2, y0 - 2, x0 + W * scale + 1, y0 + H * scale + 1), border)
+                    canvas.paste(_enlarge(row[j], scale), (x0, y0))
             x, j = x + w, j + 1
         x += apart
     return canvas
@@ -176,7 +178,7 @@ def strip(path, rows, nt_cond):
     write_picture(path, table(cells, headings, list(rows)))
 
 
-def animation(path, columns, nt_cond, duration=200, across=COLUMNS):
+def animation(path, columns, nt_cond, fps=5, across=COLUMNS):
     """Draw videos side by side as an animation; a frame's border tells whether it was given.
 
     Parameters
@@ -186,8 +188,8 @@ def animation(path, columns, nt_cond, duration=200, across=COLUMNS):
     columns : dict of uint8 (T, H, W, C) by name
         All of the same length.
     nt_cond : int
-    duration : float
-        Milliseconds a frame.
+    fps : float
+        Frames a second.
     across : int
         Videos side by side; more are put below.
     """
@@ -198,7 +200,7 @@ def animation(path, columns, nt_cond, duration=200, across=COLUMNS):
         colour, text = moment(t, nt_cond)
         bands = [table([[columns[name][t] for name in line]], [Heading(name) for name in line], border=colour) for line in lines]
         return np.asarray(below(bands, text, colour))
-    write_video(path, map(draw, range(len(columns[names[0]]))), 1000 / duration)
+    write_video(path, map(draw, range(len(columns[names[0]]))), fps)
 
 
 def animated_table(path, cells, headings, names, captions, fps):
@@ -264,20 +266,6 @@ def plane(y, times, share, size=800):
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB'), [tuple(round(255 * c) for c in colour) for colour in palette]
-
-
-def side_by_side(frames, caption, scale=4):
-    """Frames uint8 (H, W, C) by name, their names above and a line of text below: uint8 (H', W', 3)."""
-    font = _font()
-    H, W = next(iter(frames.values())).shape[:2]
-    w, top, bottom = W * scale + 2 * GAP, 28, 28
-    canvas = Image.new('RGB', (len(frames) * w, top + H * scale + bottom), BACKGROUND)
-    draw = ImageDraw.Draw(canvas)
-    for i, (name, frame) in enumerate(frames.items()):
-        draw.text((i * w + w // 2, top // 2), name, INK, font, anchor='mm')
-        canvas.paste(_enlarge(frame, scale), (i * w + GAP, top))
-    draw.text((GAP, canvas.height - bottom // 2), caption, INK, font, anchor='lm')
-    return np.asarray(canvas)
 
 
 def curves(path, xlabel, x, panels):

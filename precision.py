@@ -9,6 +9,11 @@ from files import UserError
 AMP_DTYPES = {'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 
+def has_bfloat16():
+    """Whether the CPU computes with bfloat16; PyTorch tells by a private operator, which may go."""
+    return getattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: False)()
+
+
 def amp_dtype(name, device):
     """Type of half precision on a device: `name`, or for 'auto' bfloat16 where the hardware computes with it, else float16.
 
@@ -20,7 +25,7 @@ def amp_dtype(name, device):
     if device.type == 'cpu':
         if name == 'float16':
             raise UserError('--amp_dtype float16 needs a CUDA device (--device); on a CPU, use --amp_dtype bfloat16')
-        if not getattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: False)():
+        if not has_bfloat16():
             raise UserError('--torch_amp: this CPU does not compute with bfloat16; leave the option out')
         return torch.bfloat16
     if name == 'auto':

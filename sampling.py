@@ -2,11 +2,11 @@
 
 import torch
 
-from files import UserError
+from files import UserError, is_out_of_memory
 from metrics.frame import psnr
 from model import Noise
 from module import FrozenDecoder
-from utils import is_out_of_memory, stream_generator
+from utils import stream_generator
 
 
 def draw_noise(model, seed, stream, videos, n_samples, nt):
@@ -34,10 +34,10 @@ class Chunk:
 
     Parameters
     ----------
-    size : int
-        By default chosen from the free memory of a GPU; on CPUs, what their caches are fast with.
     model : SRVP
         What decodes.
+    size : int
+        By default chosen from the free memory of a GPU; on CPUs, what their caches are fast with.
     """
 
     def __init__(self, model, size=None):
@@ -202,7 +202,8 @@ def evaluate_batch(futures, target, metrics, n_random=5, on_sample=lambda: None)
     scores : dict of tensors (B,)
         Best score of each video by metric.
     frames : dict of uint8 tensors (T, B, C, H, W)
-        `<metric>_best`, `<metric>_worst`, `random_1`, `random_2` … (the first samples), `cond_rec`.
+        `<metric>_best`, `<metric>_worst`, `random_1`, `random_2` … (the first samples), `cond_rec`. Of one sample, which is the best
+        and the worst, `random_1` and `cond_rec` only.
     """
     prepared = {name: metric.prepare(target) for name, metric in metrics.items()}
     best = {name: Best(metric.higher_is_better) for name, metric in metrics.items()}
@@ -217,6 +218,6 @@ def evaluate_batch(futures, target, metrics, n_random=5, on_sample=lambda: None)
             best[name].update(score, kept)
             worst[name].update(score, kept)
         on_sample()
-    for name in metrics:
+    for name in metrics if len(futures) > 1 else ():
         frames[f'{name}_best'], frames[f'{name}_worst'] = best[name].kept, worst[name].kept
     return {name: b.score for name, b in best.items()}, frames

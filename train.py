@@ -3,18 +3,23 @@
 Several processes: `torchrun --nproc_per_node=2 train.py … --device 0 1`.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import secrets
 import sys
+from pathlib import Path
+
+import torch
 
 from args import config_dict, parse_train
 from data import load_train
 from data.stream import BatchStream
 from distributed import OWN_OPTIONS, join
-from files import UserError, make_folder, run_script, write_json
+from files import UserError, WriteError, held, make_folder, run_script, write_json
 from model import build_model
-from trainer import NotFinite, Trainer, describe_split, read_state
+from trainer import NotFinite, Trainer, describe_split, read_state, read_weights
 from utils import check_compile, describe, keep_memory
 
 
@@ -27,22 +32,32 @@ def fingerprint(source, config):
     return hashlib.sha256(BatchStream(source, config.seed, 'train', 2)[range(16)].tobytes()).hexdigest()[:8]
 
 
-def prepare_folder(config):
-    """Create the folder of a new run and write `config.json` there; never over another run."""
-    if config.resume:
-        return
-    folder = make_folder(config.save_path, '--save_path')
+def check_folder(config):
+    """Stop at a folder that holds another run, or one that cannot go on there."""
+    folder = Path(config.save_path)
+    if config.resume and not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f'--resume: {folder} cannot be written to; change that, or copy the run to another folder')
     for name in ('config.json', 'state.pt', 'model.pt'):
-        if (folder / name).exists():
+        if not config.resume and (folder / name).exists():
             raise UserError(f'--save_path {folder} holds another run ({name}); continue it by --resume, or give another folder')
-    try:
-        write_json(folder / 'config.json', config_dict(config))
-    except OSError as error:
-        raise UserError(f'--save_path {folder} cannot be written ({error.strerror}); give another folder') from None
+
+
+def hold_folder(config, stack):
+    """Be the only process that trains in the run's folder, which is created if need be, until `stack` is closed."""
+    lock = make_folder(config.save_path, '--save_path') / '.train.lock'
+    stack.enter_context(held(lock, f'--save_path {config.save_path}: another process trains there; end it, or give another folder'))
+    stack.callback(lock.unlink, missing_ok=True)
+    check_folder(config)  # again, of what came meanwhile
+
+
+def begin_run(config, stack):
+    """Hold the folder of a new run and write its configuration there, the last thing before the first step."""
+    hold_folder(config, stack)
+    write_json(Path(config.save_path) / 'config.json', config_dict(config))
 
 
 def resolve(argv, world):
-    """Configuration, checked for the processes that there are, with the seed of process 0 if none was given."""
+    """Configuration, checked for the processes that there are; `seed` is None if none was given."""
     config = parse_train(argv)
     if config.batch_size < world.size * config.accumulate:
         raise UserError(f'--batch_size {config.batch_size}: {describe_split(world.size, config.accumulate)} need a video each; give a larger batch')
@@ -50,12 +65,12 @@ def resolve(argv, world):
 
 
 def main(argv=None):
-    with join() as world:
-        return train(argv, world)
+    with join() as world, contextlib.ExitStack() as stack:
+        return train(argv, world, stack)
 
 
-def train(argv, world):
-    """Train as one of the processes of `world`; returns the exit code."""
+def train(argv, world, stack):
+    """Train as one of the processes of `world`, holding the run's folder until `stack` is closed; returns the exit code."""
     config = world.call(lambda: resolve(argv, world))
     world.agree(vars(config), OWN_OPTIONS)
     if config.seed is None:
@@ -63,7 +78,8 @@ def train(argv, world):
     say = print if world.main else lambda *_, **__: None
     if config.dry_run:
         say(json.dumps(config_dict(config), indent=2))
-        say(f'{n_parameters(build_model(config)):,} parameters; nothing was written (--dry_run)')
+        with torch.device('meta'):  # of any size at once
+            say(f'{n_parameters(build_model(config)):,} parameters; nothing was written (--dry_run)')
         return 0
     device = world.call(lambda: world.device(config.device))
     world.agree({'a device of type': device.type})
@@ -71,12 +87,17 @@ def train(argv, world):
         keep_memory()
     if config.compile:
         world.call(lambda: check_compile(device))
+    world.call(lambda: check_folder(config) if world.main else None)
+    if config.resume:
+        world.call(lambda: hold_folder(config, stack) if world.main else None)
+    state = world.share(world.call(lambda: read_state(config.save_path) if world.main and config.resume else None))
+    weights = world.share(world.call(lambda: read_weights(config) if world.main and state is None else None))
     sources = world.call(lambda: load_train(config))
     world.agree({f'{name} videos': fingerprint(source, config) for name, source in zip(('training', 'validation'), sources)})
-    world.call(lambda: prepare_folder(config) if world.main else None)
-    state = world.share(world.call(lambda: read_state(config.save_path) if world.main and config.resume else None))
-    trainer = world.call(lambda: Trainer(config, sources, device, world, state))
+    trainer = world.call(lambda: Trainer(config, sources, device, world, state, weights))
     world.agree({'numbers of type': trainer.precision.name})
+    if not config.resume:
+        world.call(lambda: begin_run(config, stack) if world.main else None)
     if trainer.step == trainer.validated == trainer.n_steps:
         say(f'the run in {config.save_path} is complete: {trainer.step:,} steps')
         return 0
@@ -89,6 +110,8 @@ def train(argv, world):
             last = f'the last good state is of step {trainer.saved[0]:,}' if trainer.saved else 'no state was saved'
             print(f'error: {error} is not finite; {last}; a lower --lr may help', file=sys.stderr)
         return 1
+    except WriteError as error:
+        raise UserError(f'{error} and continue with --resume') from None
     if received is not None:
         say(f'stopped after step {trainer.step:,}; continue with: '
             + (f'torchrun --nproc_per_node={world.local_size}' if world.size > 1 else 'python') + f' train.py --resume --save_path {config.save_path}')

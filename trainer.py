@@ -2,22 +2,22 @@
 
 import contextlib
 import math
+import os
 import signal
 import statistics
 import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from data.stream import BatchStream, chunks, make_loader
 from distributed import StopSignal, distribute
-from files import UserError
+from files import UserError, progress_bar, replacing
 from log import TERMS, RunLog
 from model import build_model, loss
 from precision import Precision, amp_dtype, build_precision
 from sampling import Chunk, draw_noise, validation_psnr
-from utils import load, save, stream_generator, to_video
+from utils import load, load_model, save, stream_generator, to_video, write
 
 
 class Stopped(Exception):
@@ -48,16 +48,21 @@ class Trainer:
     world : distributed.World
     state : dict
         What a continued run takes over (`read_state`).
+    weights : dict
+        `state_dict` that a new run starts from (`read_weights`).
     """
 
-    def __init__(self, config, sources, device, world, state=None):
+    def __init__(self, config, sources, device, world, state=None, weights=None):
         self.config, self.device, self.world = config, device, world
         self.folder = Path(config.save_path)
         self.n_steps = config.lr_scheduling_burnin + config.lr_scheduling_n_iter
         self.train_stream = BatchStream(sources[0], config.seed, 'train', config.seq_len)
         self.val_stream = BatchStream(sources[1], config.seed, 'val', config.seq_len_test)
         torch.manual_seed(config.seed)
-        self.model = build_model(config).to(self.device)
+        self.model = build_model(config)
+        if weights is not None:
+            self.model.load_state_dict(weights)
+        self.model.to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, fused=True)
         self.precision = build_precision(config, self.model, self.optimizer, device)
         self.network = self.model   # with the other processes, once it runs
@@ -73,19 +78,22 @@ class Trainer:
     # State
 
     def restore(self, state):
+        """Take over model, optimiser, precision and place from a state (`save_state`); one of another run is a UserError."""
         path = self.folder / 'state.pt'
         try:
             state = dict(state)
             self.model.load_state_dict(state['model'])
-            self.optimizer.load_state_dict(state['optimizer'])
+            self.restore_optimizer(state['optimizer'], scaled=bool(state['precision']))
             if self.config.torch_amp and self.config.amp_dtype == 'auto':
                 self.precision = Precision(self.device, amp_dtype(state['dtype'], self.device))
             self.precision.load_state_dict(state['precision'])
             for name, kind in (('step', int), ('validated', int), ('score', float), ('best', float), ('n_summed', int)):
                 setattr(self, name, kind(state[name]))
+            if self.n_summed < 0:
+                raise ValueError(f'n_summed is {self.n_summed}')
             self.sums = [float(v) for _, v in zip(TERMS, state['sums'], strict=True)]
             processes, accumulate = int(state['processes']), int(state['accumulate'])
-        except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, IndexError, AttributeError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise UserError(f'--resume: {path} is not a state of this run ({error}); it cannot be continued') from None
         if not 0 <= self.step <= self.n_steps:
             raise UserError(f'--resume: {path} is of step {self.step:,}, but the run has {self.n_steps:,} steps; was config.json changed?')
@@ -96,6 +104,17 @@ class Trainer:
                   'schedule, videos and random numbers go on exactly, but sums are rounded in another order'
                   + ', and batch normalisation sees other parts of a batch' * (max(accumulate, now[1]) > 1))
 
+    def restore_optimizer(self, state, scaled):
+        """Take over Adam's means, which fused Adam would not check; its options are those of the configuration. There are none yet if all steps of a run with
+        `scaled` gradients were left out."""
+        parameters = [p for group in self.optimizer.param_groups for p in group['params']]
+        for i, p in enumerate(parameters) if state['state'] or not scaled else ():
+            found = {name: (tuple(v.shape), v.dtype) for name, v in state['state'][i].items()}
+            expected = {'step': ((), torch.float32), 'exp_avg': (tuple(p.shape), p.dtype), 'exp_avg_sq': (tuple(p.shape), p.dtype)}
+            if found != expected:
+                raise ValueError(f'optimizer: of parameter {i}, {found} was found, expected {expected}')
+        self.optimizer.load_state_dict({'state': state['state'], 'param_groups': self.optimizer.state_dict()['param_groups']})
+
     def save_state(self):
         """Save all that a continued run needs, and the weights by themselves as `model.pt`."""
         if self.saved == (self.step, self.validated):
@@ -105,11 +124,14 @@ class Trainer:
             raise NotFinite(f'a weight after step {self.step:,}')
         if not self.world.main:
             return
-        save(self.folder / 'model.pt', weights)  # first: a run killed in between repeats both
-        save(self.folder / 'state.pt', {
+        state = {
             'model': weights, 'optimizer': self.optimizer.state_dict(), 'precision': self.precision.state_dict(), 'step': self.step,
             'validated': self.validated, 'score': self.score, 'best': self.best, 'sums': self.sums, 'n_summed': self.n_summed,
-            'dtype': self.precision.name, 'processes': self.world.size, 'accumulate': self.config.accumulate})
+            'dtype': self.precision.name, 'processes': self.world.size, 'accumulate': self.config.accumulate}
+        # A run killed before the last line repeats both; where there was no state, that is complete beside model.pt (`read_state`)
+        with replacing(self.folder / 'state.pt') as tmp:
+            write(tmp, state)
+            save(self.folder / 'model.pt', weights)
         self.saved = self.step, self.validated
 
     # Steps
@@ -119,6 +141,15 @@ class Trainer:
 
         The random numbers are drawn for the whole batch and depend on seed and step only, so that a run does not depend on how its
         batches are split. Afterwards, `self.stopped` tells whether any process was asked to stop.
+
+        Returns
+        -------
+        dict
+            Loss and its terms (`log.TERMS`), float, of the whole batch.
+
+        Raises
+        ------
+        NotFinite
         """
         c, world = self.config, self.world
         generator = stream_generator(c.seed, 'noise', self.step)
@@ -159,7 +190,7 @@ class Trainer:
         batches = chunks(world.part(len(scores)), c.batch_size_test)
         loader = iter(make_loader(self.val_stream, batches, min(c.n_workers, 1)))
         rounds = -(-len(world.part(len(scores), world.size - 1)) // c.batch_size_test)  # the last part is the largest
-        for i in tqdm(range(rounds), 'validation', leave=False, unit='batch', dynamic_ncols=True, disable=not world.main):
+        for i in progress_bar(range(rounds), 'validation', leave=False, unit='batch', disable=None if world.main else True):
             self.stopped = any(world.sum([stop.received is not None]))
             if self.stopped:
                 raise Stopped
@@ -179,10 +210,10 @@ class Trainer:
         """Whether something done every `interval` steps, and at the end, is due."""
         return self.step > 0 and (self.step % interval == 0 or self.step == self.n_steps)
 
-    def log_terms(self, log, seconds):
-        """Write the means of the loss terms since the last line, over `seconds`."""
+    def log_terms(self, log, speed):
+        """Write the means of the loss terms since the last line, and the `speed` in steps a second."""
         log.write(self.step, **{k: s / self.n_summed for k, s in zip(TERMS, self.sums)}, lr=learning_rate(self.step, self.config),
-                  steps_per_s=self.n_summed / seconds)
+                  steps_per_s=speed)
         self.sums, self.n_summed = [0.] * len(TERMS), 0
 
     def run(self):
@@ -196,9 +227,9 @@ class Trainer:
         videos = (range(i * c.batch_size + mine.start, i * c.batch_size + mine.stop) for i in range(self.step, self.n_steps))
         loader = make_loader(self.train_stream, videos, c.n_workers, self.device.type == 'cuda', world.local_size)
         self.model.train()
-        with StopSignal(world) as stop, RunLog(self.folder, self.step, world.main) as log, \
-                tqdm(total=self.n_steps, initial=self.step, unit='step', dynamic_ncols=True, smoothing=0.05, disable=not world.main) as bar:
-            batches, since = iter(loader), time.monotonic()
+        with StopSignal(world) as stop, RunLog(self.folder, self.step, self.validated, world.main) as log, \
+                progress_bar(total=self.n_steps, initial=self.step, unit='step', smoothing=0.05, disable=not world.main) as bar:
+            batches, since, before = iter(loader), time.monotonic(), self.step  # the clock has seen the steps after `before`
             try:
                 while True:
                     if self.due(c.state_interval):
@@ -207,6 +238,8 @@ class Trainer:
                         started = time.monotonic()
                         self.validate(stop)
                         log.write(self.step, val_psnr=self.score, best_psnr=self.best)
+                        if world.main:
+                            bar.write(f'step {self.step:,}: validation PSNR {self.score:.2f} dB, best {self.best:.2f} dB')
                         since += time.monotonic() - started
                     if self.due(c.state_interval):
                         self.save_state()
@@ -215,8 +248,8 @@ class Trainer:
                     terms = self.train_step(next(batches), stop)
                     if self.due(c.log_interval):
                         now = time.monotonic()
-                        self.log_terms(log, now - since)
-                        since = now
+                        self.log_terms(log, (self.step - before) / (now - since))
+                        since, before = now, self.step
                     if world.main and c.chkpt_interval and self.step % c.chkpt_interval == 0:
                         save(self.folder / f'model_{self.step}.pt', self.model.state_dict())
                     bar.set_postfix({k: f'{terms[k]:.5g}' for k in TERMS[:4]}
@@ -237,9 +270,32 @@ def describe_split(processes, accumulate):
     return f'{processes} process{"es" if processes > 1 else ""}' + f' with {accumulate} parts each' * (accumulate > 1)
 
 
+def read_weights(config):
+    """Weights, a float32 `state_dict`, that a new run starts from; None if --weights names none. Those of another configuration are a UserError."""
+    return load_model(config, config.weights, 'cpu').state_dict() if config.weights else None
+
+
+def remove_temporary(folder):
+    """Remove what a run that was killed while saving left behind; temporary files of other scripts stay."""
+    for name in ('state.pt', 'model*.pt', 'log.csv', 'config.json'):
+        for tmp in Path(folder).glob(f'.{name}.*.tmp'):
+            tmp.unlink()
+
+
 def read_state(folder):
-    """State of a run that is continued; None if it ended before its first one: then configuration and seed are all there is."""
-    for tmp in Path(folder).glob('.*.tmp'):
-        tmp.unlink()  # what a run that was killed while saving left behind
-    path = Path(folder) / 'state.pt'
+    """State of a run that is continued; None if it ended before its first one: then configuration and seed are all there is.
+
+    Raises
+    ------
+    UserError
+        There are weights, which are not to be lost, but no state that belongs to them.
+    """
+    path, model = Path(folder) / 'state.pt', Path(folder) / 'model.pt'
+    if model.exists() and not path.exists():
+        for tmp in path.parent.glob('.state.pt.*.tmp'):  # of a run killed while saving its first state: complete, or there were no weights yet
+            state = load(tmp)
+            os.replace(tmp, path)
+            return state
+        raise UserError(f'--resume: {path} is missing, without which a run cannot be continued; start a new one in another folder by --weights {model}')
+    remove_temporary(folder)
     return load(path) if path.exists() else None

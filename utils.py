@@ -1,49 +1,65 @@
 """Checkpoints, random numbers, devices and memory."""
 
 import ctypes
+import os
+
 import numpy as np
 import torch
 
-from files import UserError, replacing
+from files import UserError, reading, replacing
 from model import build_model
 
 
 # Checkpoints
 
-def save(path, value):
+def write(path, value):
     """Write tensors, in dictionaries and lists, by `torch.save`."""
+    try:
+        with open(path, 'wb') as f:  # given the path, PyTorch would not tell why it cannot write
+            torch.save(value, f)
+    except RuntimeError as error:  # of the end of its file, after that of the system
+        raise error.__context__ if isinstance(error.__context__, OSError) else error
+
+
+def save(path, value):
+    """As `write`, but `path` is never seen half-written."""
     with replacing(path) as tmp:
-        torch.save(value, tmp)
+        write(tmp, value)
 
 
 def load(path):
     """Read what `save` wrote, on the CPU. The file is untrusted: tensors and plain values only."""
-    try:
-        return torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f'{path} does not exist') from None
-    except Exception as error:  # torch raises several kinds for a file that is cut or no checkpoint
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f'{path} is not a file of weights that can be read safely ({reason})') from None
+    if not os.path.exists(path):
+        raise UserError(f'{path} does not exist')
+    with reading(path, 'is not a file of weights that can be read safely', 'take another one'):
+        value = torch.load(path, map_location='cpu', weights_only=True)
+        for name, v in value.items() if isinstance(value, dict) else ():
+            if isinstance(v, torch.Tensor) and (v.layout != torch.strided or v.is_meta or v.is_quantized or v.is_complex()):
+                raise ValueError(f'{name} is a sparse, meta, quantised or complex tensor')
+        return value
 
 
 def load_weights(model, path):
-    """Load a published or own checkpoint, a plain `state_dict`, into `model`."""
+    """Load a published or own checkpoint, a plain `state_dict`, into `model`; one on the meta device gets memory once the weights fit."""
     state = load(path)
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
         raise UserError(f'{path} is not a plain state_dict: tensors by parameter name are expected')
     expected = model.state_dict()
     wrong = sorted({k for k in expected.keys() | state.keys()
-                    if k not in state or k not in expected or state[k].shape != expected[k].shape})
+                    if k not in state or k not in expected or state[k].shape != expected[k].shape
+                    or state[k].is_floating_point() != expected[k].is_floating_point()})
     if wrong:
         raise UserError(f'{path} does not fit the configuration: {len(wrong)} of {len(expected)} parameters are missing, '
-                        f'unknown or of another shape, the first is {wrong[0]}; check that config.json belongs to it')
+                        f'unknown or of another shape or kind, the first is {wrong[0]}; check that config.json belongs to it')
+    if next(model.parameters()).is_meta:
+        model.to_empty(device='cpu')  # in the same layout
     model.load_state_dict(state)
 
 
 def load_model(config, path, device):
     """Trained SRVP model of a configuration, with the weights at `path`, in evaluation mode, without gradients."""
-    model = build_model(config)
+    with torch.device('meta'):  # sizes of a foreign config.json may be absurd: no memory before the weights are seen to fit, no time to initialise
+        model = build_model(config)
     load_weights(model, path)
     return model.to(device).eval().requires_grad_(False)
 
@@ -106,11 +122,6 @@ def check_compile(device):
 
 
 # Memory
-
-def is_out_of_memory(error):
-    """Whether an error tells that there is too little memory, of a GPU or of the system."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
-
 
 def keep_memory():
     """Let the C library keep freed memory for later use instead of returning large blocks to the system one by one (glibc).

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import pictures
-from args import VIDEOS, complete, load_config, parse_visualize
+from args import VISUALS, complete, load_config, parse_visualize
 from data import load_test
-from files import UserError, make_folder, run_script, write_npz
+from files import UserError, make_folder, progress_bar, run_script, write_npz
 from metrics.frame import psnr
 from model import Noise
 from pictures import Heading
@@ -47,11 +46,11 @@ def get_videos(args, config):
             print(f'note: {args.video} is damaged, but was read ({note})')
         return frames[:, None]
     testset = load_test(config, args.data_dir, args.nt_gen)
-    least, _, usual = VIDEOS[args.what]
-    if len(testset) < least:
-        raise UserError(f'{args.what} takes {least} videos or more, but the test set in --data_dir {args.data_dir} has {len(testset)}; '
+    visual = VISUALS[args.what]
+    if len(testset) < visual.least:
+        raise UserError(f'{args.what} takes {visual.least} videos or more, but the test set in --data_dir {args.data_dir} has {len(testset)}; '
                         'make a larger one')
-    args.index = args.index or list(range(min(usual, len(testset))))
+    args.index = args.index or list(range(min(visual.usual, len(testset))))
     for i in args.index:
         if i >= len(testset):
             raise UserError(f'--index {i}: the test set has {len(testset)} videos; give numbers from 0 to {len(testset) - 1}')
@@ -92,7 +91,7 @@ def samples(model, truth, index, args):
     futures = get_futures(model, truth, index, args)
     target = to_video(torch.from_numpy(truth[args.nt_cond:]), args.device)
     best, worst, random, total, squares = Best(), Best(False), [], 0, 0
-    for x in tqdm(futures, f'video {index[0]}', unit='sample', dynamic_ncols=True):  # (nt, 1, C, H, W), forgotten one after the other
+    for x in progress_bar(futures, f'video {index[0]}', unit='sample'):  # (nt, 1, C, H, W), forgotten one after the other
         score = psnr(x, target).mean((0, 2))
         best.update(score, x)
         worst.update(score, x)
@@ -109,7 +108,7 @@ def samples(model, truth, index, args):
         if is_still(path):
             return pictures.strip(path, {'truth': truth, **rows}, args.nt_cond)
         columns = {name: np.concatenate([given if name != '2 std' else 0 * given, row]) for name, row in rows.items()}
-        pictures.animation(path, {'truth': truth, **columns}, args.nt_cond, 1000 / args.fps, across=4)
+        pictures.animation(path, {'truth': truth, **columns}, args.nt_cond, args.fps, across=4)
     return draw
 
 
@@ -217,7 +216,7 @@ def latent(model, truth, index, args):
 def predict(model, truth, index, args):
     """Futures of any video."""
     futures = get_futures(model, truth, index, args)
-    x = np.stack([to_frames(future[:, 0]) for future in tqdm(futures, 'predicting', unit='sample', dynamic_ncols=True)])  # (S, nt, H, W, C)
+    x = np.stack([to_frames(future[:, 0]) for future in progress_bar(futures, 'predicting', unit='sample')])  # (S, nt, H, W, C)
     video, given = truth[:, 0], truth[:args.nt_cond, 0]
     shown = np.pad(video, ((0, args.nt_gen - len(video)), (0, 0), (0, 0), (0, 0)), constant_values=255)  # white where it has ended
 
@@ -228,7 +227,7 @@ def predict(model, truth, index, args):
         if is_still(path):
             return pictures.strip(path, {'video': shown, **rows}, args.nt_cond)
         columns = {name: np.concatenate([given, row]) for name, row in rows.items()}
-        pictures.animation(path, {'video': shown, **columns}, args.nt_cond, 1000 / args.fps, across=max(3, math.ceil(math.sqrt(len(x) + 1))))
+        pictures.animation(path, {'video': shown, **columns}, args.nt_cond, args.fps, across=max(3, math.ceil(math.sqrt(len(x) + 1))))
     return draw
 
 

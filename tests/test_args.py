@@ -1,25 +1,28 @@
 """Options: presets, precedence, contradictions, configurations on disk."""
 
+import argparse
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
+import yaml
 
 import args
 import data
 import metrics
 import module
 import train
-from args import PRESETS, config_dict, load_config, number, parse_train
+from args import PRESETS, config_dict, load_config, number, parse_train, preset_config
 from conftest import ROOT, TINY
 from files import UserError
 from utils import get_device
 
 BASE = ['--data_dir', 'd', '--save_path', 's']
 
-# SPEC, section 9: options of the presets; what is not listed has its default
+# Published options of the presets; what is not listed has its default
 PUBLISHED = {
     'smmnist': dict(dataset='smmnist', ny=20, nz=20, beta_z=2, nt_cond=5, nt_inf=5, nc=1, seq_len=15, deterministic=False,
                     lr_scheduling_burnin=1000000, lr_scheduling_n_iter=100000, archi='dcgan', skipco=False, obs_scale=1,
@@ -45,6 +48,12 @@ def test_presets_are_the_published_configurations(preset):
     assert (config.lr, config.nf, config.nhx, config.nh_inf, config.nh_res) == (3e-4, 64, 128, 256, 512)
 
 
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.yaml')), ids=lambda path: path.stem)
+def test_every_file_of_options_is_taken_as_it_stands(path):
+    config = vars(parse_train(['--config', str(path), *BASE]))
+    assert {key: config[key] for key in yaml.safe_load(path.read_text())} == yaml.safe_load(path.read_text())
+
+
 @pytest.mark.parametrize('preset, parameters', [('smmnist', '10,678,284'), ('kth', '23,877,854'), ('human', '23,880,158'),
                                                 ('bair', '23,847,390')])
 def test_dry_run_prints_the_configuration_and_size_and_writes_nothing(preset, parameters, capsys, tmp_path):
@@ -53,6 +62,8 @@ def test_dry_run_prints_the_configuration_and_size_and_writes_nothing(preset, pa
     assert parameters + ' parameters' in out
     assert json.loads(out[:out.rindex('}') + 1])['seed'] == 4
     assert not (tmp_path / 'run').exists()
+    assert train.main(['--preset', preset, '--dry_run']) == 0  # without a folder
+    assert parameters + ' parameters' in capsys.readouterr().out
 
 
 def test_command_line_wins_over_file_over_preset(tmp_path):
@@ -66,28 +77,55 @@ def test_command_line_wins_over_file_over_preset(tmp_path):
     assert parse_train(['--config', str(file), '--no-skipco']).skipco is False
 
 
+def test_every_flag_can_be_taken_back(tmp_path):
+    flags = [a.dest for a in args.train_parser()._actions if a.nargs == 0 and a.dest != 'help']
+    assert set(flags) == {'resume', 'dry_run', 'torch_amp', 'apex_amp', 'keep_batchnorm_fp32', 'apex_verbose', 'compile', 'skipco', 'deterministic'}
+    for name in flags:
+        file = tmp_path / 'mine.yaml'
+        file.write_text(f'{name}: true\n')
+        config = parse_train(['--preset', 'smmnist', '--config', str(file), f'--no-{name}', *BASE])
+        assert getattr(config, name) is False
+    file.write_text('torch_amp: true\n')
+    config = parse_train(['--preset', 'smmnist', '--config', str(file), '--no-torch_amp', '--apex_amp', *BASE])
+    assert config.apex_amp and not config.torch_amp
+    assert parse_train(['--preset', 'smmnist', *BASE]).keep_batchnorm_fp32 is None
+
+
+def test_resumed_run_takes_back_what_it_may(tmp_path):
+    saved = parse_train([*TINY, '--data_dir', 'd', '--save_path', str(tmp_path), '--compile', '--chkpt_interval', '5'])
+    (tmp_path / 'config.json').write_text(json.dumps(config_dict(saved)))
+    config = parse_train(['--resume', '--save_path', str(tmp_path)])
+    assert config.compile and config.chkpt_interval == 5
+    config = parse_train(['--resume', '--save_path', str(tmp_path), '--no-compile', '--chkpt_interval', '0'])
+    assert config.compile is False and config.chkpt_interval == 0
+    with pytest.raises(UserError, match='the run was started with torch_amp False, found True'):
+        parse_train(['--resume', '--save_path', str(tmp_path), '--torch_amp'])
+
+
 @pytest.mark.parametrize('options, message', [
     (['--nt_cond', '4'], '--nt_cond 4 is less than --nt_inf 5'),
     (['--seq_len', '4'], '--seq_len 4 is less than --nt_inf 5'),
     (['--seq_len', '1', '--nt_inf', '1'], 'at least 2 frames'),
     (['--seq_len_test', '5'], '--seq_len_test 5 leaves no frame to predict after --nt_cond 5'),
     (['--seq_len', '5'], r'--seq_len_test 5 leaves no frame .* \(it is --seq_len if absent\)'),
-    (['--nc', '3'], '--nc 3: frames of smmnist have 1 channels; give --nc 1'),
+    (['--nc', '3'], '--nc 3: frames of smmnist have 1 channels; give 1'),
     (['--nx', '32'], '--nx 32'),
-    (['--batch_size', '600000'], 'more than the 500,000 videos'),
-    (['--batch_size_test', '600000'], 'more than the 500,000 videos'),
     (['--lr_scheduling_burnin', '0', '--lr_scheduling_n_iter', '0'], 'no step to train'),
     (['--subsampling', '4'], '--subsampling 4 belongs to --dataset human'),
     (['--dataset', 'kth', '--deterministic'], '--deterministic True belongs to --dataset smmnist'),
     (['--dataset', 'kth', '--digits', 'mnist5k'], '--digits mnist5k belongs to --dataset smmnist'),
     (['--dataset', 'folder', '--nc', '2'], '--nc 2: frames of folder have 1 or 3 channels'),
     (['--amp_opt_lvl', 'O2'], 'need --apex_amp'),
-    (['--torch_amp', '--apex_amp'], 'not allowed with'),
+    (['--torch_amp', '--apex_amp'], '--torch_amp and --apex_amp exclude each other'),
     (['--amp_dtype', 'float16'], '--amp_dtype float16 needs --torch_amp'),
     (['--local_rank', '1'], 'given by launchers, none of which started this process'),
     (['--local-rank', '1'], 'given by launchers, none of which started this process'),
     (['--accumulate', '0'], 'at least 1'),
-    (['--ny', '0'], "--ny: expected a whole number of at least 1, found '0'"),
+    (['--ny', '0'], "--ny: expected a whole number of at least 1 .*, found '0'"),
+    (['--ny', '1000000000', '--dry_run'], "--ny: expected a whole number of at least 1 and at most 10000, found '1000000000'"),
+    (['--nlayers_res', '101'], 'at most 100'),
+    (['--n_euler_steps', '1001'], 'at most 1000'),
+    (['--nt_inf', '1' + '0' * 400], 'at most 100000'),
     (['--lr', 'nan'], '--lr: expected a number greater than 0'),
     (['--lr', 'inf'], '--lr: expected a number'),
     (['--seed', '-1'], '--seed: expected a whole number of at least 0'),
@@ -102,14 +140,17 @@ def test_contradictions_and_bad_values(options, message):
 
 
 def test_missing_options_and_files(tmp_path):
-    with pytest.raises(UserError, match='required: .*--ny'):
+    with pytest.raises(UserError, match='required: .*--ny.*; --preset gives those of a published model'):
         parse_train(BASE)
+    with pytest.raises(UserError, match='required: --save_path$'):
+        parse_train(['--preset', 'smmnist', '--data_dir', 'd'])
     with pytest.raises(UserError, match='nowhere.yaml'):
         parse_train(['--config', str(tmp_path / 'nowhere.yaml'), *BASE])
     for text, message in (('n_f: 3', 'unknown option --n_f; did you mean --nf'), ('no-skipco: true', 'write skipco: true or skipco: false'), ('ny: -2', '--ny'), ('ny: [', 'yaml|YAML|parse')):
         (tmp_path / 'bad.yaml').write_text(text)
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message) as error:
             parse_train(['--preset', 'smmnist', '--config', str(tmp_path / 'bad.yaml'), *BASE])
+        assert '\n' not in str(error.value)
 
 
 def test_names_are_those_of_the_modules():
@@ -123,7 +164,10 @@ def test_names_are_those_of_the_modules():
 
 
 def test_number():
-    assert number(int, 1)('3') == 3 and number(float, 0)('0') == 0.
+    assert number(int, 1)('3') == 3 and number(float, 0)('0') == 0. and number(float)('-1e30') == -1e30
+    for text in ('inf', '-inf', 'nan', '1e400', 'one'):
+        with pytest.raises(argparse.ArgumentTypeError, match='expected a number, found'):
+            number(float)(text)
 
 
 def test_device():
@@ -145,6 +189,10 @@ def test_published_configuration_needs_no_more_keys(tmp_path):
     assert config.seq_len is None and config.digits == 'mnist' and config.subsampling == 8 and config.seq_len_test == 30
     with pytest.raises(AttributeError):
         config.nt_condition
+    for change, message in (({'nx': 32}, 'nx 32: the architectures are made for frames of 64 x 64'), ({'nc': 3}, 'nc 3: frames of kth have 1 channels; give 1')):
+        (tmp_path / 'config.json').write_text(json.dumps({**published, **change}))
+        with pytest.raises(UserError, match=re.escape(f'{tmp_path}/config.json: {message}')):
+            load_config(tmp_path)
 
 
 def test_unknown_keys_are_named(run_dir, tmp_path, capsys):
@@ -159,11 +207,21 @@ def test_unknown_keys_are_named(run_dir, tmp_path, capsys):
 @pytest.mark.parametrize('text, message', [
     ('{"ny": 3', 'not readable as JSON'), ('[1]', 'must hold one JSON object'), ('{"dataset": "smmnist"}', 'has no '),
     ('{"ny": "many"}', 'ny: expected a whole number'), ('{"skipco": 1}', 'skipco: expected true or false'),
-    ('{"archi": "resnet"}', 'archi: expected one of'), ('{"nx": 32}', 'nx 32')])
+    ('{"archi": "resnet"}', 'archi: expected one of'),
+    ('{"n_euler_steps": 1000000000}', 'n_euler_steps: expected .* at most 1000,'), ('{"ndigits": 1%s}' % ('0' * 400), 'ndigits: expected .* at most 100,')])
 def test_damaged_configurations(tmp_path, text, message):
     (tmp_path / 'config.json').write_text(text)
     with pytest.raises(UserError, match=message):
         load_config(tmp_path)
+
+
+def test_lengths_of_published_evaluations(run_dir):
+    lengths = {preset: args.published_lengths(preset_config(preset)) for preset in PRESETS}
+    assert lengths == {
+        'smmnist': (5, 25), 'smmnist_deterministic': (5, 100), 'kth': (10, 40), 'human': (8, 53), 'bair': (2, 30)}
+    for preset, (_, nt_gen) in lengths.items():
+        assert f'Evaluate with --nt_gen {nt_gen}' in (args.CONFIGS / f'{preset}.yaml').read_text().splitlines()[0]
+    assert args.published_lengths(load_config(run_dir)) is None  # other digits
 
 
 def test_config_json_is_complete(run_dir):
@@ -184,4 +242,4 @@ def test_bad_input_is_one_sentence_and_exit_code_2(script, options):
 @pytest.mark.parametrize('command', [['train.py'], ['test.py'], ['-m', 'preprocessing.mmnist.make_test_set']])
 def test_help(command):
     done = subprocess.run([sys.executable, *command, '--help'], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and 'default' in done.stdout and not done.stderr
+    assert done.returncode == 0 and '(default: ' in done.stdout and 'default: None' not in ' '.join(done.stdout.split()) and not done.stderr

@@ -8,15 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 
 import train
-from conftest import ROOT, TINY, steps
-from distributed import World
+from conftest import ROOT, TINY, steps, wait_for_rows
+from distributed import World, join
 from files import UserError
 from utils import load
 
@@ -91,8 +90,9 @@ def test_devices_of_a_machine():
 
 def test_two_processes_train_as_one(alone, tmp_path):
     folder = tmp_path / 'run'
-    out, _ = run(*options(folder))
+    out, err = run(*options(folder))
     assert_same_run(folder, alone)
+    assert 'strides' not in err  # of gradients, of which DDP warns
     assert out.count('training on') == out.count('done:') == 1 and 'and 1 more' in out
     assert {p.name for p in folder.iterdir() if 'tfevents' not in p.name} == {p.name for p in alone.iterdir() if 'tfevents' not in p.name}
     assert len(list(folder.glob('*tfevents*'))) == 1
@@ -130,6 +130,29 @@ def test_two_machines_without_a_common_disk_train_as_one(alone, tmp_path):
     assert_same_run(written[0], alone)
 
 
+def test_two_machines_start_from_the_weights_of_one(alone, tmp_path):
+    """Of process 0; no other one needs the file."""
+    folders = [tmp_path / 'one' / 'run', tmp_path / 'two' / 'run']
+    weights = tmp_path / 'weights.pt'
+    script = tmp_path / 'other_disk.py'
+    script.write_text(f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import train
+if os.environ['RANK'] == '1':
+    sys.argv = [a.replace('weights.pt', 'not_there.pt') for a in sys.argv]
+sys.exit(train.main())
+""")
+    weights.write_bytes((alone / 'model.pt').read_bytes())
+    codes, ends = machines(*(options(f, '--weights', weights) for f in folders), script=script)
+    assert codes == [0, 0], ends
+    reference = tmp_path / 'three' / 'run'
+    assert train.main(options(reference, '--weights', str(weights))) == 0
+    folder, = [f for f in folders if f.exists()]
+    loss, expected, scratch = (float(rows(f)[0]['loss']) for f in (folder, reference, alone))
+    assert loss == pytest.approx(expected, rel=1e-6) and loss != pytest.approx(scratch, rel=1e-5)
+
+
 def test_machines_started_with_different_options_stop(tmp_path):
     codes, ends = machines(options(tmp_path / 'run'), options(tmp_path / 'run', '--lr', '0.5'))
     text = ''.join(err for _, err in ends)
@@ -151,10 +174,9 @@ def validation_psnr(*args):
 trainer.validation_psnr = validation_psnr
 sys.exit(train.main())
 """)
-    started = time.time()
     codes, ends = machines(*(options(tmp_path / name / 'run', *steps(1, 0)) for name in ('one', 'two')), script=script)
     text = ''.join(err for _, err in ends)
-    assert time.time() - started < 90 and codes == [1, 1] and 'ValueError: a message of process 1' in text
+    assert codes == [1, 1] and 'ValueError: a message of process 1' in text
     assert text.count('process 0 ends, for it has lost another one') == 1
 
 
@@ -169,14 +191,16 @@ def test_machines_with_different_weights_stop(run_dir, data_dir, tmp_path):
 
 
 def test_absent_seed_is_chosen_once_and_shared(tmp_path):
-    folder = tmp_path / 'run'
-    argv = options(folder, *steps(2, 0))
+    """The first loss tells it, for no other seed gives that one. A gradient cannot be compared where nobody has chosen the seed: rounding
+    decides over it wherever an activation comes to lie on the kink of a ReLU."""
+    folder, again = tmp_path / 'run', tmp_path / 'again' / 'run'
+    argv = options(folder, *steps(1, 0))
     position = argv.index('--seed')
     run(*argv[:position], *argv[position + 2:])
     seed = json.loads((folder / 'config.json').read_text())['seed']
-    again = tmp_path / 'again' / 'run'
-    assert train.main(options(again, *steps(2, 0), '--seed', str(seed))) == 0
-    assert_same_run(again, folder)
+    assert train.main(options(again, *steps(1, 0), '--seed', str(seed))) == 0
+    expected, found = (float(rows(f)[0]['loss']) for f in (again, folder))
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize('more, sentence', [
@@ -188,6 +212,16 @@ def test_bad_input_is_told_once(more, sentence, tmp_path):
     _, err = run(*options(tmp_path / 'run'), *more, code=1)  # of the launcher; it tells the processes' 2
     assert len(re.findall('^error: ', err, re.M)) == 1 and re.search(f'^error: {sentence}', err, re.M)
     assert re.search(r'exitcode\s*: 2', err) and not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('changes, found', [({'WORLD_SIZE': 'x'}, "WORLD_SIZE 'x'"), ({'RANK': None}, "RANK ''"), ({'LOCAL_RANK': '-1'}, "LOCAL_RANK '-1'"),
+                                            ({'MASTER_ADDR': None}, "MASTER_ADDR ''")])
+def test_incomplete_environment_of_a_launcher(changes, found, monkeypatch):
+    whole = {'RANK': '0', 'WORLD_SIZE': '2', 'LOCAL_RANK': '0', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': 'localhost', 'MASTER_PORT': '9'}
+    for name, value in {**whole, **changes}.items():
+        monkeypatch.delenv(name, False) if value is None else monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f'but {found}; start the processes by torchrun'), join():
+        pass
 
 
 @pytest.mark.parametrize('before, after', [(1, 3), (2, 1)])
@@ -224,13 +258,6 @@ sys.exit(train.main())
     assert_same_run(folder, alone)
 
 
-def wait_for_rows(process, folder, n):
-    deadline = time.time() + 120
-    while not (folder / 'log.csv').exists() or len((folder / 'log.csv').read_text().splitlines()) <= n:
-        assert process.poll() is None and time.time() < deadline, process.communicate()
-        time.sleep(0.02)
-
-
 def test_sigterm_to_the_launcher_saves_the_state_once(tmp_path):
     folder, saves = tmp_path / 'run', tmp_path / 'saves'
     script = tmp_path / 'count_saves.py'
@@ -238,21 +265,21 @@ def test_sigterm_to_the_launcher_saves_the_state_once(tmp_path):
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import train, trainer
-save = trainer.save
-def counting(path, value):
-    open({str(saves)!r}, 'a').write(path.name + '\\n')
-    save(path, value)
-trainer.save = counting
+for name in ('save', 'write'):
+    def counting(path, value, function=getattr(trainer, name)):
+        open({str(saves)!r}, 'a').write(path.name.strip('.').split('.pt')[0] + '.pt\\n')
+        function(path, value)
+    setattr(trainer, name, counting)
 sys.exit(train.main())
 """)
     process = start(*options(folder, *steps(5000, 0), '--state_interval', '10000', '--val_interval', '10000'), script=script)
     wait_for_rows(process, folder, 5)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert 'Traceback' not in err.split('SignalException')[0].split('torch/distributed')[0]
     step = load(folder / 'state.pt')['step']
     assert 5 <= step < 5000 and out.count(f'stopped after step {step}; continue with') == 1
-    assert saves.read_text() == 'model.pt\nstate.pt\n'
+    assert saves.read_text() == 'state.pt\nmodel.pt\n'
 
 
 def test_process_that_is_killed_ends_the_job(tmp_path):
@@ -261,9 +288,8 @@ def test_process_that_is_killed_ends_the_job(tmp_path):
     wait_for_rows(process, folder, 3)
     children = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(process.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(children[1]), signal.SIGKILL)
-    started = time.time()
-    _, err = process.communicate(timeout=60)
-    assert time.time() - started < 60 and process.returncode == 1
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 1
     assert 'SIGKILL' in err and 'process 0 ends, for it has lost another one' in err
 
 
@@ -281,9 +307,8 @@ def failing(self, *args):
 trainer.Trainer.train_step = failing
 sys.exit(train.main())
 """)
-    started = time.time()
     _, err = run(*options(tmp_path / 'run', *steps(5000, 0)), script=script, code=1)
-    assert time.time() - started < 90 and 'ValueError: a message of process 1' in err
+    assert 'ValueError: a message of process 1' in err
     assert 'process 0 ends, for it has lost another one' in err
 
 
@@ -305,6 +330,9 @@ def test_evaluation_is_shared(run_dir, data_dir, tmp_path):
     assert expected['protocol'] == found['protocol']
     with pytest.raises(AssertionError, match='2 videos cannot be shared by 3 processes'):
         run(*argv, tmp_path / 'four', '--n_videos', '2', script='test.py', launcher=[*RUN, '--standalone', '--nproc_per_node=3'])
+    _, err = run(*argv, tmp_path / 'three', '--n_samples', '2', script='test.py', launcher=[*RUN, '--standalone', '--nproc_per_node=3'], code=1)
+    assert len(re.findall('^error: .*/results.json is of an evaluation with samples 3, found 2 now', err, re.M)) == err.count('error: ') == 1
+    assert {p.relative_to(tmp_path / 'three'): p for p in (tmp_path / 'three').rglob('*') if p.is_file()} == three
 
 
 def test_features_of_fvd_are_brought_together(tmp_path):

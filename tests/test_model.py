@@ -32,24 +32,25 @@ def recipe_weights(model, seed):
     return model
 
 
-def golden(name, seed=11):
+def golden(name, device='cpu', seed=11):
     g = np.load(GOLDEN / f'{name}.npz', allow_pickle=False)
     config = json.loads(str(g['config']))
-    return g, recipe_weights(build_model(SimpleNamespace(res_gain=1.41, **config)), seed), json.loads(str(g['opt'])), config
+    return g, recipe_weights(build_model(SimpleNamespace(res_gain=1.41, **config)), seed).to(device), json.loads(str(g['opt'])), config
 
 
 def means(model, nt, B):
-    return Noise(torch.zeros(B, model.ny), torch.zeros(nt - 1, B, model.nz))
+    device = next(model.parameters()).device
+    return Noise(torch.zeros(B, model.ny, device=device), torch.zeros(nt - 1, B, model.nz, device=device))
 
 
 def assert_close(actual, expected, tol=1e-5):
-    torch.testing.assert_close(actual, torch.from_numpy(np.asarray(expected)).to(actual.dtype), rtol=tol, atol=tol)
+    torch.testing.assert_close(actual.cpu(), torch.from_numpy(np.asarray(expected)).to(actual.dtype), rtol=tol, atol=tol)
 
 
 @pytest.fixture(params=ARCHITECTURES)
-def case(request):
-    g, model, opt, config = golden(f'model_{request.param}')
-    x = torch.from_numpy(np.random.RandomState(5).rand(5, 2, config['nc'], 64, 64).astype(np.float32))
+def case(request, device):
+    g, model, opt, config = golden(f'model_{request.param}', device)
+    x = torch.from_numpy(np.random.RandomState(5).rand(5, 2, config['nc'], 64, 64).astype(np.float32)).to(device)
     with torch.no_grad():
         yield g, model.eval(), opt, x
 
@@ -68,7 +69,7 @@ def test_encoder_skips_and_loss_are_the_published_ones(case):
     if model.skipco:
         for i, skip in enumerate(model.condition(x).skips):
             expected = g[f'skip{i}_sum']  # sums of up to 4,096 terms: a tolerance relative to the largest
-            assert_close(skip.sum((2, 3)) / np.abs(expected).max(), expected / np.abs(expected).max())
+            assert_close(skip.cpu().sum((2, 3)) / np.abs(expected).max(), expected / np.abs(expected).max())
     losses = loss(x, model(x, 5, noise=means(model, 5, 2)), **opt)
     assert_close(torch.stack(losses), g['losses'])
 
@@ -78,15 +79,15 @@ def test_states_between_frames_and_without_observations(case):
     out = model(x[:3], 4, between=True, noise=means(model, 4, 2))
     assert_close(out.y, g['inter_y'])
     assert out.x_.shape == (len(out.y), 2, *x.shape[2:])
-    no_z = torch.zeros(0, 2, model.nz)
-    y, _, _ = model.evolve(torch.from_numpy(g['pred_y'][2]), no_z, 4, means(model, 4, 2).z)
+    no_z = x.new_zeros(0, 2, model.nz)
+    y, _, _ = model.evolve(torch.from_numpy(g['pred_y'][2]).to(x), no_z, 4, means(model, 4, 2).z)
     assert_close(y[::model.n_euler_steps], g['gen_y'])
 
 
 def test_predict_is_forward_with_samples_as_an_axis(case):
     _, model, _, x = case
     T, S, B, n = 3, 4, 2, 3
-    noise = model.draw_noise(T + 5, (S, B))
+    noise = model.draw_noise(T + 5, (S, B), x.device)
     y_given, y = model.predict(model.condition(x[:T]), 5, noise, n)
     assert y_given.shape == (T, S, B, model.ny) and y.shape == (5, S, B, model.ny)
     for s in range(S):
@@ -115,11 +116,11 @@ def test_one_given_frame_and_one_generated():
     assert model(x, 4, between=True).x_.shape[0] == 7
 
 
-def test_three_training_steps_are_the_published_ones():
-    g, model, opt, config = golden('train_dcgan', seed=12)
+def test_three_training_steps_are_the_published_ones(device):
+    g, model, opt, config = golden('train_dcgan', device, seed=12)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, fused=True)
     for i in range(3):
-        x = torch.from_numpy(np.random.RandomState(20 + i).rand(4, 3, 1, 64, 64).astype(np.float32))
+        x = torch.from_numpy(np.random.RandomState(20 + i).rand(4, 3, 1, 64, 64).astype(np.float32)).to(device)
         losses = loss(x, model(x, 4, noise=means(model, 4, 3)), **opt)
         assert_close(torch.stack(losses), g['history'][i], 1e-4)
         optimizer.zero_grad()
@@ -145,7 +146,6 @@ def test_names_and_shapes_of_published_checkpoints(name):
 @pytest.mark.parametrize('archi', ['dcgan', 'vgg'])
 def test_training_mode_draws_frames_for_w_and_skips(archi):
     """w uses nt_inf different frames of the same video, each skip connection one frame of its video at all scales."""
-    torch.manual_seed(0)
     _, model, _, config = golden(f'model_{archi}_skip')
     x = torch.rand(6, 3, config['nc'], 64, 64)
     hx, skips = model.encode(x)
@@ -174,7 +174,6 @@ def test_errors_of_the_model():
 
 
 def test_initialisation():
-    torch.manual_seed(0)
     model = build_model(SimpleNamespace(nx=64, nc=1, nf=16, archi='vgg', skipco=True, nhx=32, ny=8, nz=8, nt_inf=2, nh_inf=32,
                                         nlayers_inf=2, nh_res=64, nlayers_res=3, n_euler_steps=1, res_gain=1.2))
     convs = torch.cat([p.flatten() for m in (model.encoder, model.decoder) for p in m.parameters() if p.ndim == 4])

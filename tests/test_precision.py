@@ -17,13 +17,13 @@ from data import load_train
 from distributed import World
 from files import UserError
 from model import build_model
-from precision import Apex, Precision, amp_dtype
+from precision import Apex, Precision, amp_dtype, has_bfloat16
 from utils import check_compile, load
 
 NOT_STOPPED = SimpleNamespace(received=None)
 CPU = torch.device('cpu')
 OPTIONS = [*TINY, *steps(6, 0), '--batch_size', '6', '--n_samples_test', '1', '--n_workers', '0', '--val_interval', '100']
-needs_bfloat16 = pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason='this CPU does not compute with bfloat16')
+needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason='this CPU does not compute with bfloat16')
 
 
 def options(folder, *more):
@@ -254,7 +254,6 @@ def test_compile_that_does_not_work_is_a_sentence(monkeypatch):
 
 def test_synchronised_batch_norm_of_one_process_is_that_of_pytorch(monkeypatch):
     monkeypatch.setattr(distributed.dist, 'all_reduce', lambda x, group: None)
-    torch.manual_seed(0)
     plain, sync = nn.BatchNorm2d(3), distributed.SyncBatchNorm(3)
     for m in (plain, sync):
         nn.init.constant_(m.weight, 1.3)

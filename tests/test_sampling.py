@@ -4,27 +4,20 @@ import pytest
 import torch
 
 from args import parse_train
-from conftest import TINY
+from conftest import TINY, stirred
 from metrics.frame import PSNR, SSIM, psnr, ssim
 from model import Noise, build_model
 from sampling import Best, Futures, LastFrame, draw_noise, evaluate_batch, quantise, validation_psnr
 
 
-@pytest.fixture(scope='module')
-def model():
-    torch.manual_seed(0)
+@pytest.fixture
+def model(device):
     config = parse_train([*TINY, '--data_dir', 'd', '--save_path', 's', '--n_euler_steps', '2'])
-    model = build_model(config).train()
-    with torch.no_grad():
-        for p in model.parameters():
-            p += 0.3 * torch.randn_like(p)  # samples must differ visibly
-        for _ in range(5):
-            model(torch.rand(5, 4, 1, 64, 64), 5)  # statistics of batch norm
-    return model.eval().requires_grad_(False)
+    return stirred(build_model(config), 1).to(device)
 
 
-def one_video(noise, s, b):
-    return Noise(noise.y_0[s, b:b + 1], noise.z[:, s, b:b + 1])
+def one_video(noise, s, b, device):
+    return Noise(noise.y_0[s, b:b + 1].to(device), noise.z[:, s, b:b + 1].to(device))
 
 
 def test_noise_of_a_video_does_not_depend_on_its_batch(model):
@@ -37,20 +30,20 @@ def test_noise_of_a_video_does_not_depend_on_its_batch(model):
     assert abs(draw_noise(model, 1, 'test', range(200), 20, 2).z.std() - 1) < 0.02
 
 
-def test_futures_are_those_of_the_model_one_by_one(model):
-    x = torch.rand(3, 4, 1, 64, 64)
+def test_futures_are_those_of_the_model_one_by_one(model, device):
+    x = torch.rand(3, 4, 1, 64, 64, device=device)
     noise = draw_noise(model, 1, 'test', range(4), 2, 7)
     futures = Futures(model, x, 4, noise)
     assert len(futures) == 2
     for s, future in enumerate(futures):
         for b in range(4):
-            out = model(x[:, b:b + 1], 7, noise=one_video(noise, s, b)).x_
+            out = model(x[:, b:b + 1], 7, noise=one_video(noise, s, b, device)).x_
             torch.testing.assert_close(futures.given(s)[:, b], out[:3, 0], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(future[:, b], out[3:, 0], rtol=1e-5, atol=1e-5)
 
 
-def test_evaluation_keeps_the_best_and_the_worst(model):
-    x = torch.rand(6, 3, 1, 64, 64)
+def test_evaluation_keeps_the_best_and_the_worst(model, device):
+    x = torch.rand(6, 3, 1, 64, 64, device=device)
     noise = draw_noise(model, 1, 'test', range(3), 7, 6)
     futures = Futures(model, x[:3], 3, noise)
     seen = []
@@ -69,6 +62,14 @@ def test_evaluation_keeps_the_best_and_the_worst(model):
     assert torch.equal(frames['cond_rec'], quantise(futures.given(0)))
 
 
+def test_one_sample_is_held_once(model, device):
+    x = torch.rand(6, 3, 1, 64, 64, device=device)
+    futures = Futures(model, x[:3], 3, draw_noise(model, 1, 'test', range(3), 1, 6))
+    scores, frames = evaluate_batch(futures, x[3:], {'psnr': PSNR(), 'ssim': SSIM()})
+    assert frames.keys() == {'cond_rec', 'random_1'} and torch.equal(frames['random_1'], quantise(futures[0]))
+    torch.testing.assert_close(scores['psnr'], psnr(futures[0], x[3:]).mean((0, 2)))
+
+
 def test_lower_is_better_for_distances():
     best = Best(higher=False)
     best.update(torch.tensor([1., 2.]), torch.tensor([[10, 20]]))
@@ -76,13 +77,13 @@ def test_lower_is_better_for_distances():
     assert best.score.tolist() == [1, 1] and best.kept.tolist() == [[10, 40]]
 
 
-def test_validation_selects_over_the_clip_and_scores_the_prediction(model):
-    x = torch.rand(6, 3, 1, 64, 64, generator=torch.Generator().manual_seed(3))
+def test_validation_selects_over_the_clip_and_scores_the_prediction(model, device):
+    x = torch.rand(6, 3, 1, 64, 64, generator=torch.Generator().manual_seed(3)).to(device)
     noise = draw_noise(model, 1, 'val', range(3), 40, 6)
     found = validation_psnr(model, x, 3, noise)
     differs = False
     for b in range(3):
-        clips = [psnr(model(x[:3, b:b + 1], 6, noise=one_video(noise, s, b)).x_[:, 0], x[:, b]).mean(1) for s in range(40)]
+        clips = [psnr(model(x[:3, b:b + 1], 6, noise=one_video(noise, s, b, device)).x_[:, 0], x[:, b]).mean(1) for s in range(40)]
         chosen = max(clips, key=lambda p: p.mean())
         torch.testing.assert_close(found[b], chosen[3:].mean())
         differs |= max(p[3:].mean() for p in clips) > chosen[3:].mean() + 1e-6

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from argparse import Namespace
 from unittest.mock import Mock
 
 import imageio_ffmpeg
@@ -15,7 +16,7 @@ from PIL import Image
 import pictures
 import visualize
 from args import VISUALS, config_dict, load_config, parse_train
-from conftest import ROOT
+from conftest import ROOT, read_video, stirred
 from data import load_test
 from files import UserError, write_json
 from metrics.frame import psnr
@@ -24,6 +25,7 @@ from preprocessing.convert import find_ffmpeg
 from preprocessing.folder import convert as folder_convert
 from preprocessing.human import convert as human_convert
 from preprocessing.kth import convert as kth_convert
+from preprocessing.video import read_video as read_given
 from sampling import Chunk, Futures, draw_noise, quantise
 from test_datasets import encode
 from utils import load_weights, to_video
@@ -38,12 +40,7 @@ def write_model(folder, *options):
                           '--nt_cond', '3', '--nh_inf', '8', '--nh_res', '8', '--seq_len', '6', '--archi', 'vgg', '--skipco',
                           '--n_euler_steps', '2'])
     torch.manual_seed(0)
-    model = build_model(config).train()
-    with torch.no_grad():
-        for p in model.parameters():
-            p += 0.3 * torch.randn_like(p)
-        for _ in range(5):
-            model(torch.rand(5, 4, config.nc, 64, 64), 5)  # statistics of batch norm
+    model = stirred(build_model(config), config.nc)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), folder / 'model.pt')
     write_json(folder / 'config.json', config_dict(config))
@@ -113,12 +110,6 @@ def gif(path):
             picture.seek(t)
             frames.append(np.asarray(picture.convert('RGB')))
         return np.stack(frames), picture.info['duration']
-
-
-def mp4(path):
-    reader = imageio_ffmpeg.read_frames(str(path))
-    meta = next(reader)
-    return np.stack([np.frombuffer(frame, np.uint8).reshape(*meta['size'][::-1], 3) for frame in reader]), meta['fps']
 
 
 @pytest.fixture
@@ -206,7 +197,7 @@ def test_framerate_decodes_the_states_between_frames(colour, tmp_path, shown):
         assert shown[1][tick] == line
     np.testing.assert_array_equal(bordered(shown[0][18], pictures.PREDICTED), [truth[4, 0], *found[2, [1, 3]]])
     np.testing.assert_array_equal(bordered(shown[0][4], pictures.GIVEN), truth[[1, 1, 1], 0])
-    frames, fps = mp4(out[2])
+    frames, fps = read_video(out[2])
     assert len(frames) == 7 * 4 + 1 and fps == 10
 
 
@@ -409,6 +400,14 @@ def test_predict_takes_folders_of_pictures(colour, video, tmp_path):
 
 
 @pytest.mark.parametrize('dataset', ['kth', 'folder'])
+def test_a_bad_picture_is_named(tmp_path, dataset):
+    Image.fromarray(np.zeros((80, 60, 3), np.uint8)).save(tmp_path / '0.png')
+    (tmp_path / '1.png').write_bytes(b'no picture')
+    with pytest.raises(UserError, match=rf'cannot be read as a video of {dataset} \(1.png: .*\); name another one'):
+        read_given(tmp_path, Namespace(dataset=dataset, nx=64, nc=1), 0, 2)
+
+
+@pytest.mark.parametrize('dataset', ['kth', 'folder'])
 def test_predict_takes_one_frame_of_moving_pictures(tmp_path, dataset):
     xp_dir = write_model(tmp_path / 'run', '--dataset', dataset, '--nc', '1')
     (tmp_path / 'frames').mkdir()
@@ -430,7 +429,7 @@ def test_predict_draws_a_video_of_any_length(colour, tmp_path, shown, suffix):
     if suffix == 'png':
         found = cells(out, 3, 7)[0]
     else:
-        frames, rate = gif(out) if suffix == 'gif' else mp4(out)
+        frames, rate = gif(out) if suffix == 'gif' else read_video(out)
         assert len(frames) == 7 and rate == (200 if suffix == 'gif' else 5)
         found = frames[:, 40:200, 20:180]
         with np.load(tmp_path / 'p.npz') as arrays:
@@ -474,12 +473,14 @@ def test_help(capsys):
     with pytest.raises(SystemExit):
         visualize.main(['--help'])
     out = capsys.readouterr().out
-    for what, text in VISUALS.items():
-        assert f'\n    {what} ' in out and text.split()[0] in out
+    for what, visual in VISUALS.items():
+        assert f'\n    {what} ' in out and visual.text.split()[0] in out
         with pytest.raises(SystemExit):
             visualize.main([what, '--help'])
         page = capsys.readouterr().out
         assert 'default: 1' in page and '--out' in page and ('--video' in page) == (what == 'predict') != ('--index' in page)
+        counts = {'swap': '2 to 12; 0 1 2 if', 'interpolate': '2; 0 1 if', 'latent': '1 to 10; 0 1 2 3 if', 'predict': ''}
+        assert counts.get(what, '1 or more, each drawn to a file of its own; 0 if') in ' '.join(page.split())
 
 
 @pytest.mark.parametrize('what, more, message', [
@@ -543,6 +544,25 @@ def test_errors_of_predict(colour, video, tmp_path):
     with pytest.raises(UserError, match='--index belongs to samples, framerate, swap, interpolate, latent, found predict'):
         draw('predict', colour[0], '--video', video, '--index', 1)
     assert not (tmp_path / 'out').exists()
+
+
+def test_out_does_not_replace_what_is_shown(colour, video, tmp_path):
+    shutil.copy(video, tmp_path / 'mine.mp4')
+    (tmp_path / 'link.mp4').symlink_to(tmp_path / 'mine.mp4')
+    (tmp_path / 'frames').mkdir()
+    shutil.copytree(colour[1], tmp_path / 'data')
+    (tmp_path / 'data' / 'test' / '0.png').write_text('a frame')
+    for what, source, out in (('predict', 'mine.mp4', 'mine.mp4'), ('predict', 'link.mp4', 'frames/../mine.mp4'), ('predict', 'mine.mp4', 'link.mp4'),
+                              ('predict', 'frames', 'frames/new.png'), ('samples', 'data', 'data/test/0.png')):
+        option = '--video' if what == 'predict' else '--data_dir'
+        with pytest.raises(UserError, match=f'--out .*{out} would replace or mix with what {option} .*{source} holds; name another file'):
+            draw(what, colour[0], option, tmp_path / source, '--out', tmp_path / out)
+    assert (tmp_path / 'mine.mp4').read_bytes() == video.read_bytes() and (tmp_path / 'data' / 'test' / '0.png').read_text() == 'a frame'
+    for _ in range(2):  # a run below the folder of data may be drawn again
+        visualize.resolve(['samples', '--xp_dir', str(colour[0]), '--data_dir', str(colour[0].parent)])
+        (colour[0] / 'visualize').mkdir(exist_ok=True)
+        (colour[0] / 'visualize' / 'samples.png').touch()
+    shutil.rmtree(colour[0] / 'visualize')
 
 
 def test_out_must_be_a_file_in_a_folder(run_dir, data_dir, tmp_path):
