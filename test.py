@@ -3,29 +3,31 @@
 Several processes share the videos: `torchrun --nproc_per_node=2 test.py … --device 0 1`.
 """
 
+import contextlib
 import hashlib
-import math
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import metrics.fvd
 import metrics.lpips
 import pictures
-from args import check_local_rank, complete, load_config, test_parser
+from args import check_local_rank, complete, load_config, note_lengths, test_parser
 from data import load_test
 from data.stream import chunks
 from distributed import OWN_OPTIONS, join
-from files import UserError, make_folder, run_script, sha256, write_json, write_npz
+from files import UserError, make_folder, progress_bar, read_json, replacing_results, run_script, sha256, write_json, write_npz
 from metrics import build_metrics
+from metrics.summary import finite, score_lines, summary
 from model import build_model
 from sampling import Chunk, Futures, LastFrame, draw_noise, evaluate_batch
 from utils import describe, keep_memory, load_model, to_video
 
 N_RANDOM = 5  # samples saved as random_1.npz …
+RESULTS = ['results.json', 'results.npz', *(f'{name}_{end}.npz' for name in metrics.METRICS for end in ('best', 'worst')),
+           f'random_[1-{N_RANDOM}].npz', 'cond_rec.npz', 'pictures/video_[0-9]*.png', 'pictures/video_[0-9]*.gif']
 
 
 def resolve(argv=None):
@@ -40,8 +42,7 @@ def resolve(argv=None):
         raise UserError('--i3d_path, --fvd_samples and --fvd_backend need --fvd')
     if args.fvd_samples > args.n_samples:
         raise UserError(f'--fvd_samples {args.fvd_samples} is more than the {args.n_samples} samples (--n_samples) that are drawn')
-    if args.out_dir is None:
-        args.out_dir = Path(args.xp_dir) / (f'baseline_{args.baseline}' if args.baseline else '')
+    args.out_dir = Path(args.out_dir or Path(args.xp_dir) / (f'baseline_{args.baseline}' if args.baseline else ''))
     return args, config
 
 
@@ -88,22 +89,9 @@ def evaluate(model, testset, scorers, fvd, args, device, part, bar):
     return {k: np.concatenate(v) for k, v in scores.items()}, videos
 
 
-def summary(scores):
-    """Mean over videos and half-width of its 95% interval, 1.96·std/√N."""
-    with np.errstate(invalid='ignore'):  # the PSNR of a perfect prediction is infinite
-        return {name: {'mean': float(s.mean()), 'ci95': float(1.96 * s.std() / math.sqrt(len(s)))} for name, s in scores.items()}
-
-
-def remove_results(folder):
-    """Remove the files of an earlier evaluation in the folder, which may have had more samples, metrics or pictures."""
-    names = [f'{metric}_{end}.npz' for metric in metrics.METRICS for end in ('best', 'worst')] + ['results.json', 'results.npz']
-    for path in [*(folder / name for name in names), *folder.glob('random_[1-5].npz'), *folder.glob('pictures/video_[0-9]*.[gp][in][fg]')]:
-        path.unlink(missing_ok=True)
-
-
 def draw_pictures(folder, testset, videos, metric, args):
-    """Draw the first videos: truth, best, worst and random samples. Returns the files' names."""
-    folder.mkdir(exist_ok=True)
+    """Draw the first videos: truth, best, worst and random samples. Returns the files' paths."""
+    folder.mkdir()
     names = {'best': f'{metric}_best', 'worst': f'{metric}_worst'}
     names |= {f'random {i}': f'random_{i}' for i in (1, 2, 3) if f'random_{i}' in videos}
     files = []
@@ -125,10 +113,10 @@ def build_fvd(args, n_videos, device):
     return metrics.fvd.FVD(metrics.fvd.build_embedding(args.i3d_path, args.fvd_backend, device), args.fvd_samples)
 
 
-def get_protocol(args, config, n_videos, digest, fvd):
+def get_protocol(args, config, testset, n_videos, digest, fvd):
     """What the scores depend on."""
     protocol = {
-        'dataset': config.dataset, 'clips': n_videos, 'conditioning_frames': args.nt_cond,
+        'dataset': config.dataset, 'test_set': testset.path.name, 'clips': n_videos, 'conditioning_frames': args.nt_cond,
         'predicted_frames': args.nt_gen - args.nt_cond, 'samples': args.n_samples, 'n_euler_steps': args.n_euler_steps,
         'seed': args.test_seed, 'lpips_version': metrics.lpips.VERSION if 'lpips' in args.metrics else None,
         'baseline': args.baseline, 'checkpoint': None if args.baseline else args.model_name, 'checkpoint_sha256': digest}
@@ -140,6 +128,42 @@ def get_protocol(args, config, n_videos, digest, fvd):
             'clips': n_videos, 'samples': args.fvd_samples, 'seed': args.test_seed, 'embedding': metrics.fvd.EMBEDDING,
             'backend': args.fvd_backend, 'weights_sha256': fvd.embed.sha256}
     return protocol
+
+
+def check_earlier(args, protocol):
+    """Stop if --out_dir holds results of another protocol, or scores that there will not be; what older results do not tell is no difference."""
+    def flat(protocol):
+        return {k: v for key, value in protocol.items()
+                for k, v in ({f'{key} {name}': v for name, v in value.items()} if isinstance(value, dict) else {key: value}).items()}
+    path, otherwise = args.out_dir / 'results.json', 'give another --out_dir, or --overwrite'
+    if not path.exists():
+        if (args.out_dir / 'results.npz').exists():
+            raise UserError(f'{args.out_dir} has results.npz of an unknown protocol, without results.json; {otherwise}')
+        return
+    try:
+        earlier = read_json(path)
+    except UserError as error:
+        raise UserError(f'{error}; {otherwise}') from None
+    if not all(isinstance(earlier.get(part), dict) for part in ('scores', 'protocol')):
+        raise UserError(f'{path} is not of an evaluation: it lacks scores or protocol; {otherwise}')
+    before, now = flat(earlier['protocol']), flat(protocol)
+    if before.get('checkpoint_sha256') == now['checkpoint_sha256']:
+        now.pop('checkpoint')  # another name of the same weights
+    if None in (before.get('lpips_version'), now['lpips_version']):
+        now.pop('lpips_version')  # no score has two
+    for key, value in now.items():
+        if before.get(key, value) != value:
+            raise UserError(f'{path} is of an evaluation with {key} {before[key]}, found {value} now; {otherwise}')
+    if lost := earlier['scores'].keys() - {*args.metrics, *['fvd'] * args.fvd}:
+        raise UserError(f'{path} has scores of {", ".join(sorted(lost))}, which are not computed now; {otherwise}')
+
+
+def open_results(stack, args, protocol):
+    """Folder in --out_dir for results, which replace earlier ones when the stack is closed."""
+    folder = stack.enter_context(replacing_results(make_folder(args.out_dir, '--out_dir'), RESULTS))
+    if not args.overwrite:
+        check_earlier(args, protocol)
+    return folder
 
 
 def print_fvd(protocol):
@@ -163,42 +187,34 @@ def prepare(args, config, device, world):
     return scorers, model, digest, testset, n_videos, build_fvd(args, n_videos, device)
 
 
-def announce(args, protocol, device, world):
+def announce(args, config, protocol, testset, device, world):
     """Print what is going to be computed."""
     print(f'evaluating {args.baseline or args.model_name} on {describe(device)}' + f' and {world.size - 1} more' * (world.size > 1)
           + f': {protocol["clips"]} videos of {protocol["dataset"]}, {args.nt_cond} frames given, {args.nt_gen - args.nt_cond} predicted, '
-          f'{args.n_samples} samples, {args.n_euler_steps} Euler steps a frame, seed {args.test_seed}', flush=True)
+          f'{args.n_samples} samples, {args.n_euler_steps} Euler steps a frame, seed {args.test_seed}\ntest set: {testset.path}', flush=True)
+    note_lengths(args, config)
     if 'lpips' in args.metrics:
         print(f'LPIPS: AlexNet, version {metrics.lpips.VERSION}')
     if 'fvd' in protocol:
         print_fvd(protocol)
 
 
-def write_results(out_dir, scores, videos, fvd, protocol, testset, args):
-    """Write and print the scores, write the videos, draw the pictures."""
-    remove_results(out_dir)
-    write_npz(out_dir / 'results.npz', **scores)
-    for name, samples in videos.items():
-        write_npz(out_dir / f'{name}.npz', samples=samples)
-    files = draw_pictures(out_dir / 'pictures', testset, videos, args.metrics[0], args)
+def write_scores(folder, scores, fvd, protocol, args):
+    """Print the scores, and write them to `folder`; if --out_dir holds no earlier results, to it too, whatever becomes of the videos."""
     table = summary(scores)
-    lines = [f'{name.upper():>5} {score["mean"]:.{metrics.METRICS[name].digits}f} ± {score["ci95"]:.{metrics.METRICS[name].digits}f} '
-             f'{metrics.METRICS[name].unit}' for name, score in table.items()]
+    lines = score_lines(table)
     if fvd is not None:
         mean, std = fvd.result()
         table['fvd'] = {'mean': mean, 'std': std}
         lines.append(f'  FVD {mean:.2f}' + (f' ± {std:.2f} (standard deviation over {args.fvd_samples} samples)' if args.fvd_samples > 1 else ''))
-    finite = {name: {k: v if math.isfinite(v) else None for k, v in score.items()} for name, score in table.items()}
-    write_json(out_dir / 'results.json', {'scores': finite, 'protocol': protocol})
-
-    print('\n'.join(lines))
-    print(f'results in {out_dir}: results.json, results.npz, {", ".join(f"{k}.npz" for k in sorted(videos))}')
-    if files:
-        print('pictures: ' + ', '.join(map(str, files)))
+    print('\n'.join(lines), flush=True)
+    for place in [folder] if any(any(args.out_dir.glob(pattern)) for pattern in RESULTS) else [args.out_dir, folder]:
+        write_npz(place / 'results.npz', **scores)
+        write_json(place / 'results.json', {'scores': finite(table), 'protocol': protocol})
 
 
 def main(argv=None):
-    with join() as world:
+    with join() as world, contextlib.ExitStack() as stack:
         args, config = world.call(lambda: resolve(argv))
         world.agree(vars(args), OWN_OPTIONS)
         device = world.call(lambda: world.device(args.device))
@@ -206,13 +222,13 @@ def main(argv=None):
         if device.type == 'cpu':
             keep_memory()
         scorers, model, digest, testset, n_videos, fvd = world.call(lambda: prepare(args, config, device, world))
-        protocol = get_protocol(args, config, n_videos, digest, fvd)
+        protocol = get_protocol(args, config, testset, n_videos, digest, fvd)
         world.agree(protocol | {'a test set with first video': hashlib.sha256(testset.videos([0]).tobytes()).hexdigest()[:8]})
-        out_dir = world.call(lambda: make_folder(args.out_dir, '--out_dir') if world.main else None)
+        folder = world.call(lambda: open_results(stack, args, protocol) if world.main else None)
         part = world.part(n_videos)
         if world.main:
-            announce(args, protocol, device, world)
-        with tqdm(total=len(part) * args.n_samples, unit='sample', dynamic_ncols=True, disable=not world.main) as bar:
+            announce(args, config, protocol, testset, device, world)
+        with progress_bar(total=len(part) * args.n_samples, unit='sample', disable=not world.main) as bar:
             scores, videos = evaluate(model, testset, scorers, fvd, args, device, part, bar)
         scores = {name: world.collect(score, n_videos) for name, score in scores.items()}
         videos = {name: world.collect(videos.pop(name), n_videos) for name in list(videos)}
@@ -220,7 +236,16 @@ def main(argv=None):
             fvd.embed.close()
             fvd.collect(world, n_videos)
         if world.main:
-            write_results(out_dir, scores, videos, fvd, protocol, testset, args)
+            if args.n_samples == 1:
+                videos |= {f'{name}_{end}': videos['random_1'] for name in scores for end in ('best', 'worst')}
+            write_scores(folder, scores, fvd, protocol, args)  # first, for a disk that is full
+            for name, samples in videos.items():
+                write_npz(folder / f'{name}.npz', samples=samples)
+            drawn = draw_pictures(folder / 'pictures', testset, videos, args.metrics[0], args)
+            stack.close()
+            print(f'results in {args.out_dir}: results.json, results.npz, {", ".join(f"{k}.npz" for k in sorted(videos))}')
+            if drawn:
+                print('pictures: ' + ', '.join(str(args.out_dir / path.relative_to(folder)) for path in drawn))
 
 
 if __name__ == '__main__':

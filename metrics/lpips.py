@@ -49,9 +49,11 @@ def find_backbone(lpips_dir=None):
 
 def _check_backbone(state, path):
     for i, (n_in, n_out, kernel, _, _), _ in CONVOLUTIONS:
-        weight = state.get(f'features.{i}.weight') if isinstance(state, dict) else None
-        if not isinstance(weight, torch.Tensor) or weight.shape != (n_out, n_in, kernel, kernel) or f'features.{i}.bias' not in state:
-            raise UserError(f"{path} does not hold the convolutions of torchvision's AlexNet (features.{i}); get {CHECKPOINT}")
+        for name, shape in ((f'features.{i}.weight', (n_out, n_in, kernel, kernel)), (f'features.{i}.bias', (n_out,))):
+            value = state.get(name) if isinstance(state, dict) else None
+            if not isinstance(value, torch.Tensor) or value.shape != shape or not value.float().isfinite().all():
+                raise UserError(f"{path} does not hold the convolutions of torchvision's AlexNet ({name} is missing, of another shape or not finite); "
+                                f'get {CHECKPOINT}')
     return state
 
 

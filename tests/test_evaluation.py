@@ -1,23 +1,27 @@
 """`test.py` on a tiny model that `train.py` trained: files, scores, protocol, baselines, errors."""
 
+import errno
 import importlib.util
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import train
 from args import load_config
-from conftest import ROOT
+from conftest import ROOT, TINY, steps
 from data import load_test
 from metrics.frame import psnr, ssim
 from model import build_model
 from sampling import Futures, draw_noise, quantise
 from test_metrics import random_backbone
-from files import UserError, sha256
-from utils import load_weights, to_video
+from files import UserError, replacing_results, sha256, write_npz
+from utils import load_model, load_weights, to_video
 
 spec = importlib.util.spec_from_file_location('srvp_test', ROOT / 'test.py')  # `test` is also a package of Python's own
 evaluation = importlib.util.module_from_spec(spec)
@@ -68,7 +72,8 @@ def test_results_json_tells_scores_and_protocol(out_dir, run_dir):
         assert result['scores'][name]['mean'] == pytest.approx(values.mean(), rel=1e-6)
         assert result['scores'][name]['ci95'] == pytest.approx(1.96 * np.sqrt(((values - values.mean()) ** 2).sum() / 5) / np.sqrt(5), rel=1e-4)
     assert result['protocol'] == {
-        'dataset': 'smmnist', 'clips': 5, 'conditioning_frames': 3, 'predicted_frames': 5, 'samples': 6, 'n_euler_steps': 1, 'seed': 1,
+        'dataset': 'smmnist', 'test_set': 'smmnist5k_test_2digits_64.npz', 'clips': 5, 'conditioning_frames': 3, 'predicted_frames': 5,
+        'samples': 6, 'n_euler_steps': 1, 'seed': 1,
         'lpips_version': '0.1', 'baseline': None, 'checkpoint': 'model.pt', 'checkpoint_sha256': sha256(run_dir / 'model.pt'),
         'digits': 'mnist5k', 'ndigits': 2, 'max_speed': 4, 'deterministic': False}
 
@@ -94,7 +99,8 @@ def test_batches_do_not_change_the_scores(run_dir, data_dir, out_dir, tmp_path):
     found = evaluate(run_dir, data_dir, tmp_path, '--batch_size', '5')
     for name, values in found.items():
         np.testing.assert_allclose(values, arrays(out_dir, 'results')[name], rtol=1e-5)
-    other = evaluate(run_dir, data_dir, tmp_path, '--test_seed', '2')
+    other = evaluate(run_dir, data_dir, tmp_path / 'other', '--seed', '2')  # another spelling of --test_seed
+    assert json.loads((tmp_path / 'other' / 'results.json').read_text())['protocol']['seed'] == 2
     assert not np.allclose(other['psnr'], found['psnr'], rtol=1e-6)
 
 
@@ -112,7 +118,105 @@ def test_fewer_samples_and_other_lengths(run_dir, data_dir, tmp_path):
     assert (protocol['n_euler_steps'], protocol['samples'], protocol['checkpoint'], protocol['lpips_version']) == (3, 2, 'model_best.pt', None)
 
 
-def test_published_checkpoint_folder(run_dir, data_dir, tmp_path):
+def fail_on_videos(monkeypatch, error):
+    """Large files, which are written after the scores, are not."""
+    def write(path, **arrays):
+        if 'samples' in arrays:
+            raise error
+        write_npz(path, **arrays)
+    monkeypatch.setattr(evaluation, 'write_npz', write)
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt(), OSError(errno.ENOSPC, 'No space left on device')])
+def test_failure_among_large_files_leaves_the_earlier_results(error, run_dir, data_dir, tmp_path, monkeypatch, capsys):
+    evaluate(run_dir, data_dir, tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+    fail_on_videos(monkeypatch, error)
+    capsys.readouterr()
+    with pytest.raises(type(error)):
+        evaluate(run_dir, data_dir, tmp_path)
+    assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
+    assert re.search(r'PSNR \d+\.\d\d ± ', capsys.readouterr().out)
+
+
+def test_first_scores_are_there_before_large_files(run_dir, data_dir, out_dir, tmp_path, monkeypatch):
+    fail_on_videos(monkeypatch, OSError(errno.ENOSPC, 'No space left on device'))
+    with pytest.raises(OSError):
+        evaluate(run_dir, data_dir, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {'results.json', 'results.npz'}
+    np.testing.assert_array_equal(arrays(tmp_path, 'results')['psnr'], arrays(out_dir, 'results')['psnr'])
+
+
+@pytest.mark.parametrize('change, more, message', [
+    ({}, ['--n_samples', '3'], 'with samples 6, found 3 now; give another --out_dir, or --overwrite'),
+    ({}, ['--model_name', 'model_6.pt', '--nt_cond', '4'], 'with conditioning_frames 3, found 4'),
+    ({}, ['--model_name', 'model_6.pt'], 'with checkpoint model.pt, found model_6.pt'),
+    ({}, ['--metrics', 'psnr'], 'has scores of ssim, which are not computed now'),
+    ({'scores': {'psnr': {}, 'fvd': {}}}, [], 'has scores of fvd'),
+    ({'protocol': None}, [], 'is not of an evaluation'), ('{"sco', [], 'not readable as JSON .*; give another --out_dir'),
+    (None, [], 'results.npz of an unknown protocol')])
+def test_results_of_another_protocol_stop_before_any_work(change, more, message, run_dir, data_dir, tmp_path, monkeypatch):
+    evaluate(run_dir, data_dir, tmp_path)
+    path = tmp_path / 'results.json'
+    if change is None:
+        path.unlink()
+    else:
+        path.write_text(change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change))
+    before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=message):
+        patch.setattr(evaluation, 'evaluate', None)
+        evaluate(run_dir, data_dir, tmp_path, *more)
+    assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
+    evaluate(run_dir, data_dir, tmp_path, *more, '--overwrite')
+    assert path.read_bytes() != before.get(path)
+
+
+def test_same_protocol_may_be_repeated(run_dir, data_dir, lpips_dir, tmp_path):
+    """Also by another name of the weights, with more scores, and after a version that told less or other things."""
+    evaluate(run_dir, data_dir, tmp_path)
+    result = json.loads((tmp_path / 'results.json').read_text())
+    del result['protocol']['samples'], result['protocol']['lpips_version']
+    result['protocol']['weather'] = 'fine'
+    (tmp_path / 'results.json').write_text(json.dumps(result))
+    xp_dir = tmp_path / 'copy'
+    xp_dir.mkdir()
+    shutil.copy(run_dir / 'config.json', xp_dir)
+    shutil.copy(run_dir / 'model.pt', xp_dir / 'same.pt')
+    evaluate(xp_dir, data_dir, tmp_path, '--model_name', 'same.pt', '--metrics', 'psnr', 'ssim', 'lpips', '--lpips_dir', str(lpips_dir))
+    assert json.loads((tmp_path / 'results.json').read_text())['scores'].keys() == {'psnr', 'ssim', 'lpips'}
+
+
+def test_printed_files_are_there(run_dir, data_dir, tmp_path, capsys):
+    evaluate(run_dir, data_dir, tmp_path)
+    out = capsys.readouterr().out
+    pictures = re.search('^pictures: (.*)$', out, re.M)[1].split(', ')
+    assert len(pictures) == 4 and all(Path(path).is_file() for path in pictures)
+    files = re.search(f'^results in {tmp_path}: (.*)$', out, re.M)[1].split(', ')
+    assert {p.name for p in tmp_path.glob('*.*')} == set(files)
+
+
+def test_evaluation_of_a_run_that_goes_on(run_dir, data_dir, tmp_path):
+    """What an evaluation that is running, or was killed, has in the folder of a run does not stop training there."""
+    folder = tmp_path / 'run'
+    assert train.main([*TINY, *steps(3, 0), '--data_dir', str(data_dir), '--save_path', str(folder)]) == 0
+    with replacing_results(folder, evaluation.RESULTS) as partial:
+        (partial / 'results.json').touch()
+        assert train.main(['--resume', '--save_path', str(folder)]) == 0
+        assert (partial / 'results.json').exists()
+
+
+def test_one_sample_is_the_best_and_the_worst(run_dir, data_dir, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(evaluation, 'write_npz', lambda path, **arrays: [seen.update({path.stem: arrays.get('samples')}), write_npz(path, **arrays)])
+    evaluate(run_dir, data_dir, tmp_path, '--n_samples', '1')
+    same = {'random_1', 'psnr_best', 'psnr_worst', 'ssim_best', 'ssim_worst'}
+    assert seen.keys() == same | {'cond_rec', 'results'} == {p.stem for p in tmp_path.glob('*.npz')}
+    assert len({id(seen[name]) for name in same}) == 1  # one array in memory
+    for name in same:
+        np.testing.assert_array_equal(arrays(tmp_path, name)['samples'], seen['random_1'])
+
+
+def test_published_checkpoint_folder(run_dir, data_dir, tmp_path, capsys):
     """Only the keys of published configurations, and the weights."""
     config = json.loads((run_dir / 'config.json').read_text())
     keys = ('archi dataset deterministic max_speed n_euler_steps nc nf nh_inf nh_res nhx nlayers_inf nlayers_res nt_cond nt_inf ndigits nx '
@@ -122,6 +226,7 @@ def test_published_checkpoint_folder(run_dir, data_dir, tmp_path):
     shutil.copy(data_dir / 'smmnist5k_test_2digits_64.npz', tmp_path / 'smmnist_test_2digits_64.npz')
     evaluation.main(['--xp_dir', str(tmp_path), '--data_dir', str(tmp_path), '--metrics', 'psnr', '--n_samples', '1', '--n_videos', '2'])
     assert arrays(tmp_path, 'psnr_best')['samples'].shape == (2, 2, 64, 64, 1)  # seq_len_test 5, nt_cond 3
+    assert 'note: published scores on this test set are of --nt_gen 25, with 5 frames given; found --nt_gen 5, with 3\n' in capsys.readouterr().err
 
 
 def test_last_frame_baseline(run_dir, data_dir, tmp_path):
@@ -146,7 +251,8 @@ def test_perfect_prediction_has_an_infinite_psnr(run_dir, data_dir, tmp_path, ca
     assert scores['psnr'] == {'mean': None, 'ci95': None} and scores['ssim']['mean'] == pytest.approx(1)
 
 
-def test_untrained_baseline_is_another_model_in_another_folder(run_dir, data_dir, out_dir):
+def test_untrained_baseline_is_another_model_in_another_folder(run_dir, data_dir, out_dir, tmp_path):
+    run_dir = shutil.copytree(run_dir, tmp_path / 'run')
     evaluation.main(['--xp_dir', str(run_dir), '--data_dir', str(data_dir), '--metrics', 'psnr', *OPTIONS, '--baseline', 'untrained'])
     config = load_config(run_dir)
     torch.manual_seed(1)
@@ -167,7 +273,7 @@ def test_pictures(out_dir, data_dir, run_dir):
     windows = [picture[y:y + 192, x:x + 192] for y in range(20, 40) for x in range(60, 1200)]
     assert any(w.shape == enlarged.shape and np.array_equal(w, enlarged) for w in windows)
     with Image.open(out_dir / 'pictures' / 'video_0001.gif') as gif:
-        assert gif.n_frames == 8 and gif.info['loop'] == 0 and gif.width > 6 * 192
+        assert gif.n_frames == 8 and gif.info['loop'] == 0 and gif.info['duration'] == 200 and gif.width > 6 * 192
 
 
 def test_colour_pictures(tmp_path):
@@ -175,10 +281,12 @@ def test_colour_pictures(tmp_path):
     video = np.zeros((3, 64, 64, 3), np.uint8)
     video[..., 0] = 200
     strip(tmp_path / 'a.png', {'truth': video, 'best': video[2:]}, 2)
-    animation(tmp_path / 'a.gif', {'truth': video}, 2)
+    animation(tmp_path / 'a.gif', {'truth': video}, 2, 4)
     for name in ('a.png', 'a.gif'):
         colours = Image.open(tmp_path / name).convert('RGB').getcolors(10 ** 6)
         assert (200, 0, 0) in [c for _, c in colours]
+    with Image.open(tmp_path / 'a.gif') as gif:
+        assert gif.info['duration'] == 250  # milliseconds: 4 frames a second
 
 
 @pytest.mark.parametrize('more, message', [
@@ -198,6 +306,22 @@ def test_errors(run_dir, data_dir, tmp_path, more, message):
     assert not (tmp_path / 'out').exists()
 
 
+def test_models_are_loaded_without_being_initialised(run_dir, monkeypatch):
+    """Sizes that do not fit the weights take neither memory nor time; those that do give the same model, in the same layout."""
+    config = load_config(run_dir)
+    expected = build_model(config)
+    load_weights(expected, run_dir / 'model.pt')
+    monkeypatch.setattr(torch.nn.init, 'orthogonal_', None)
+    found = load_model(config, run_dir / 'model.pt', 'cpu')
+    assert not found.training and not any(p.requires_grad for p in found.parameters())
+    for (name, a), (other, b) in zip(expected.state_dict().items(), found.state_dict().items(), strict=True):
+        assert name == other and torch.equal(a, b) and a.dtype == b.dtype, name
+        assert all(m == n for m, n, size in zip(a.stride(), b.stride(), a.shape) if size > 1), name  # a single one may have any stride
+    config.nh_res = 10 ** 6  # 4 TB
+    with pytest.raises(UserError, match='does not fit the configuration'):
+        load_model(config, run_dir / 'model.pt', 'cpu')
+
+
 def test_weights_of_another_model_and_damaged_ones(run_dir, data_dir, tmp_path):
     config = json.loads((run_dir / 'config.json').read_text())
     (tmp_path / 'config.json').write_text(json.dumps({**config, 'ny': 7}))
@@ -209,6 +333,12 @@ def test_weights_of_another_model_and_damaged_ones(run_dir, data_dir, tmp_path):
     torch.save({**weights, 'w_inf.0.bias': weights['w_inf.0.bias'] * float('nan')}, tmp_path / 'model.pt')
     with pytest.raises(UserError, match='not numbers'):
         evaluate(tmp_path, data_dir, tmp_path / 'out')
+    bias = weights['w_inf.0.bias']
+    for value, message in ((bias.to_sparse(), 'not a file of weights .* .w_inf.0.bias is a sparse'), (bias.to('meta'), 'is a sparse, meta'),
+                           (bias + 1j, 'quantised or complex tensor'), (bias.long(), 'of another shape or kind, the first is w_inf.0.bias')):
+        torch.save({**weights, 'w_inf.0.bias': value}, tmp_path / 'model.pt')
+        with pytest.raises(UserError, match=message):
+            evaluate(tmp_path, data_dir, tmp_path / 'out')
     torch.save([1, 2], tmp_path / 'model.pt')
     with pytest.raises(UserError, match='not a plain state_dict'):
         evaluate(tmp_path, data_dir, tmp_path / 'out')
@@ -217,6 +347,6 @@ def test_weights_of_another_model_and_damaged_ones(run_dir, data_dir, tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / 'owned'), 'w'))
     torch.save(Evil(), tmp_path / 'model.pt')
-    with pytest.raises(UserError, match='cannot be read|can be read safely'):
+    with pytest.raises(UserError, match=r'model.pt is not a file of weights that can be read safely \(it holds more than .*\); take another one$'):
         evaluate(tmp_path, data_dir, tmp_path / 'out')
     assert not (tmp_path / 'owned').exists()

@@ -58,8 +58,8 @@ def random_state():
 
 
 @functools.cache
-def random_embedding():
-    return Embedding(random_state())
+def random_embedding(device='cpu'):
+    return Embedding(random_state(), device)
 
 
 @pytest.fixture(scope='module')
@@ -94,11 +94,11 @@ class MeanColour:
 # Network
 
 @pytest.mark.parametrize('name', VIDEOS)
-def test_golden_logits(name):
+def test_golden_logits(name, device):
     videos = VIDEOS[name]()
-    assert hashlib.sha256(i3d.preprocess(torch.from_numpy(videos)).numpy().tobytes()).hexdigest() == golden[f'pre_sha256_{name}']
+    assert hashlib.sha256(i3d.preprocess(torch.from_numpy(videos).to(device)).cpu().numpy().tobytes()).hexdigest() == golden[f'pre_sha256_{name}']
     expected = golden[f'logits_{name}']
-    assert abs(random_embedding()(videos) - expected).max() < 1e-5 * abs(expected).max()
+    assert abs(random_embedding(device)(videos) - expected).max() < 1e-5 * abs(expected).max()
 
 
 def test_preprocessing_of_other_sizes_is_the_formula():
@@ -202,6 +202,7 @@ def test_fvd_of_constant_videos_by_the_network():
     ((16, 9, 8, 8, 3), (16, 10, 8, 8, 3), 'videos of 9 and 10 frames'),
     ((16, 9, 8, 8, 3), (16, 9, 8, 8), r'the second set has shape \(16, 9, 8, 8\)'),
     ((16, 9, 8, 8, 3), (16, 9, 8, 8, 2), 'C 1 or 3'),
+    ((16, 9, 8, 0, 3), (16, 9, 8, 8, 3), 'the first set .* H and W at least 1'),
 ])
 def test_errors_of_sets(x, y, message):
     with pytest.raises(UserError, match=message):
@@ -249,6 +250,7 @@ def test_checkpoint_of_the_port(tmp_path):
     ({'Mixed_3b.b1b.conv3d.weight': None}, 'Mixed_3b.b1b.conv3d.weight is missing'),
     ({'logits.conv3d.bias': torch.zeros(157)}, r'logits.conv3d.bias is of shape \(157,\), expected \(400,\)'),
     ({'Mixed_5c.b0.bn.weight': torch.full((384,), 1.1)}, 'Mixed_5c.b0.bn.weight is not 1 everywhere'),
+    ({'Mixed_5c.b0.bn.weight': 'ones'}, 'Mixed_5c.b0.bn.weight is not 1 everywhere'),
 ])
 def test_other_networks_are_refused(change, message):
     with pytest.raises(UserError, match=message):
@@ -275,6 +277,27 @@ def test_search_in_the_cache(cache, tmp_path):
         weights.find(cache / 'rgb_imagenet.pt', 'tfhub')
 
 
+def test_conversion_names_its_own_argument(cache, tmp_path, monkeypatch):
+    (tmp_path / 'file.pt').touch()
+    for argv, message in (([], 'or name the module by MODULE$'), (['nowhere'], r'^MODULE nowhere does not exist; name the TF-Hub module .folder or archive.$'),
+                          ([str(tmp_path / 'file.pt')], f'^MODULE {tmp_path}/file.pt is no TF-Hub module: .* is expected$')):
+        with pytest.raises(UserError, match=message):
+            convert.main(argv)
+    (tmp_path / 'm.tar.gz').touch()
+    monkeypatch.setattr(tfhub, 'export', lambda module, path: np.savez(path, **weights.to_tensorflow(random_state())))
+    monkeypatch.setattr(tfhub, 'module_sha256', lambda module: 'that of the archive')
+    (tmp_path / f'.m.pt.{os.getpid()}.tmp').symlink_to('/dev/full')
+    with pytest.raises(UserError, match='m.pt cannot be written .No space left on device.; copy .* and name it by MODULE$'):
+        convert.main([str(tmp_path / 'm.tar.gz')])
+
+
+@pytest.mark.parametrize('main, name', [(script.main, 'metrics.fvd'), (convert.main, 'metrics.fvd.convert')])
+def test_usage_says_how_to_call(main, name, capsys):
+    with pytest.raises(SystemExit):
+        main(['--help'])
+    assert capsys.readouterr().out.startswith(f'usage: python -m {name} [-h]')
+
+
 # The TF-Hub module
 
 def test_both_backends_are_equal(module):
@@ -297,10 +320,30 @@ def test_conversion_of_an_archive(module, tmp_path, capsys):
     convert.main([str(tmp_path / 'm.tar.gz')])
     assert sorted(p.name for p in tmp_path.iterdir()) == ['m.pt', 'm.tar.gz']
     assert f'{tmp_path}/m.pt: SHA-256 of the weights {golden["weights_sha256"]}' in capsys.readouterr().out
-    os.utime(tmp_path / 'm.pt', (0, 0))  # older than the archive
     weights.load_state(tmp_path / 'm.tar.gz')
-    assert f'converting {tmp_path}/m.tar.gz' in capsys.readouterr().err
+    assert 'converting' not in capsys.readouterr().err  # again
     assert torch.equal(weights.load_state(tmp_path / 'm.pt')['Conv3d_1a_7x7.conv3d.weight'], random_state()['Conv3d_1a_7x7.conv3d.weight'])
+
+
+def test_conversion_belongs_to_its_module(module, tmp_path, capsys, monkeypatch):
+    """That of another module, as after an update, is replaced, whatever its time; a file that is no conversion is neither used nor replaced."""
+    shutil.copytree(module, tmp_path / 'm')
+    other = {k: v + 1 if k == 'logits.conv3d.bias' else v for k, v in random_state().items()}
+    torch.save({**other, weights.SOURCE: 'of another one'}, tmp_path / 'm.pt')
+    state = weights.load_state(tmp_path / 'm')
+    assert f'converting {tmp_path}/m to {tmp_path}/m.pt' in capsys.readouterr().err
+    assert torch.equal(state['logits.conv3d.bias'], random_state()['logits.conv3d.bias']) and weights.SOURCE not in state
+    monkeypatch.setattr(tfhub, 'export', None)
+    (tmp_path / 'later').mkdir()
+    for name in ('m', 'm.pt'):
+        (tmp_path / name).rename(tmp_path / 'later' / name)
+    assert weights.sha256(weights.load_state(tmp_path / 'later' / 'm')) == golden['weights_sha256']
+    torch.save(other, tmp_path / 'weights')
+    for content in ((tmp_path / 'weights').read_bytes(), b'notes of mine'):
+        (tmp_path / 'later' / 'm.pt').write_bytes(content)
+        with pytest.raises(UserError, match='later/m.pt is in the way of the conversion of the TF-Hub module .* move it away'):
+            weights.load_state(tmp_path / 'later' / 'm')
+        assert (tmp_path / 'later' / 'm.pt').read_bytes() == content
 
 
 def test_modules_that_cannot_be_read(module, tmp_path):
@@ -386,7 +429,9 @@ def test_mean_over_samples(run_dir, test_set, tmp_path, monkeypatch, capsys):
     scores = json.loads((tmp_path / 'results.json').read_text())['scores']
     assert scores['fvd'] == {'mean': pytest.approx(np.mean(distances)), 'std': pytest.approx(np.std(distances))}
     assert f'FVD {np.mean(distances):.2f} ± {np.std(distances):.2f} (standard deviation over 2 samples)' in capsys.readouterr().out
-    run_test(run_dir, test_set, tmp_path, '--fvd', '--n_samples', '7', '--fvd_samples', '7')  # more than are saved
+    with pytest.raises(UserError, match='is of an evaluation with fvd samples 2, found 1 now'):
+        run_test(run_dir, test_set, tmp_path, '--fvd')
+    run_test(run_dir, test_set, tmp_path, '--fvd', '--n_samples', '7', '--fvd_samples', '7', '--overwrite')  # more than are saved
     assert sorted(p.name for p in tmp_path.glob('random*')) == [f'random_{i}.npz' for i in range(1, 6)]
 
 
@@ -402,6 +447,13 @@ def test_errors_of_options(run_dir, test_set, tmp_path, cache, more, message):
     with pytest.raises(UserError, match=message):
         run_test(run_dir, test_set, tmp_path / 'out', *more)
     assert not (tmp_path / 'out').exists()
+
+
+def test_sets_are_checked_before_the_network_is_built(tmp_path, monkeypatch):
+    np.save(tmp_path / 'few.npy', np.zeros((3, 9, 8, 8), np.uint8))
+    monkeypatch.setattr(script, 'build_embedding', None)
+    with pytest.raises(UserError, match='the first set has 3 videos'):
+        script.main([str(tmp_path / 'few.npy')] * 2)
 
 
 def test_errors_of_files(tmp_path, i3d_path):

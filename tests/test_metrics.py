@@ -10,7 +10,7 @@ from skimage.metrics import structural_similarity
 
 import metrics.lpips
 from conftest import GOLDEN
-from metrics import METRICS, build_metrics
+from metrics import build_metrics
 from metrics.frame import PSNR, SSIM, psnr, ssim
 from metrics.lpips import CHECKPOINT, CONVOLUTIONS, LPIPS, find_backbone, find_linear
 from files import UserError, sha256
@@ -39,8 +39,8 @@ def random_backbone():
 
 
 @pytest.mark.parametrize('name, function', [('psnr', psnr), ('ssim', ssim)])
-def test_golden_frame_metrics(name, function, frames, golden):
-    torch.testing.assert_close(function(*frames), torch.from_numpy(golden[name]), rtol=1e-5, atol=1e-5)
+def test_golden_frame_metrics(name, function, frames, golden, device):
+    torch.testing.assert_close(function(*(v.to(device) for v in frames)).cpu(), torch.from_numpy(golden[name]), rtol=1e-5, atol=1e-5)
 
 
 def test_psnr_of_known_differences():
@@ -70,19 +70,19 @@ def test_video_metrics_average_frames_and_channels(metric, function):
 
 
 @pytest.mark.parametrize('grey', [False, True])
-def test_golden_lpips(frames, golden, grey):
+def test_golden_lpips(frames, golden, grey, device):
     """With the real AlexNet; runs where $SRVP_LPIPS_DIR names a folder with it (its weights do not come with the code)."""
     if 'SRVP_LPIPS_DIR' not in os.environ:
         pytest.skip("SRVP_LPIPS_DIR does not name a folder with torchvision's AlexNet")
-    lpips = LPIPS(find_backbone(os.environ['SRVP_LPIPS_DIR']))
-    a, b = (v[:, None, :1 if grey else 3] for v in frames)  # six frames of one video each
+    lpips = LPIPS(find_backbone(os.environ['SRVP_LPIPS_DIR'])).to(device)
+    a, b = (v[:, None, :1 if grey else 3].to(device) for v in frames)  # six frames of one video each
     expected = torch.from_numpy(golden['lpips_alex_v01' + '_gray' * grey]).mean()
-    torch.testing.assert_close(lpips(a, lpips.prepare(b))[0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(lpips(a, lpips.prepare(b))[0].cpu(), expected, rtol=1e-4, atol=1e-4)
     found = lpips.distance(lpips.features(a[:, 0]), lpips.features(b[:, 0]))
-    torch.testing.assert_close(found, torch.from_numpy(golden['lpips_alex_v01' + '_gray' * grey]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.cpu(), torch.from_numpy(golden['lpips_alex_v01' + '_gray' * grey]), rtol=1e-4, atol=1e-4)
 
 
-def test_lpips_is_that_of_its_authors(frames):
+def test_lpips_is_that_of_its_authors(frames, device):
     """Against the package `lpips`, on the same random backbone."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # its use of torchvision is dated
@@ -95,11 +95,11 @@ def test_lpips_is_that_of_its_authors(frames):
             conv.weight.copy_(backbone[f'features.{i}.weight'])
             conv.bias.copy_(backbone[f'features.{i}.bias'])
         expected = theirs(*frames, normalize=True).flatten()
-    ours = LPIPS(backbone)
-    torch.testing.assert_close(ours.distance(*map(ours.features, frames)), expected, rtol=1e-5, atol=1e-6)
+    ours, frames = LPIPS(backbone).to(device), [v.to(device) for v in frames]
+    torch.testing.assert_close(ours.distance(*map(ours.features, frames)).cpu(), expected, rtol=1e-5, atol=1e-6)
     videos = [f.unflatten(0, (3, 2)) for f in frames]  # three frames of two videos
-    torch.testing.assert_close(ours(videos[0], ours.prepare(videos[1])), expected.unflatten(0, (3, 2)).mean(0), rtol=1e-5, atol=1e-6)
-    x = torch.rand(2, 1, 1, 64, 64)
+    torch.testing.assert_close(ours(videos[0], ours.prepare(videos[1])).cpu(), expected.unflatten(0, (3, 2)).mean(0), rtol=1e-5, atol=1e-6)
+    x = torch.rand(2, 1, 1, 64, 64, device=device)
     grey = ours(x, ours.prepare(1 - x))
     torch.testing.assert_close(grey, ours(x.repeat(1, 1, 3, 1, 1), ours.prepare(1 - x.repeat(1, 1, 3, 1, 1))))
 
@@ -130,9 +130,12 @@ def test_backbone_errors(tmp_path, monkeypatch):
     (tmp_path / CHECKPOINT).write_bytes(b'not a checkpoint')
     with pytest.raises(UserError, match='cannot|can be read safely'):
         find_backbone(tmp_path)
-    torch.save({'features.0.weight': torch.zeros(64, 3, 3, 3)}, tmp_path / CHECKPOINT)
-    with pytest.raises(UserError, match="does not hold the convolutions of torchvision's AlexNet"):
-        find_backbone(tmp_path)
+    good = random_backbone()
+    for name, value in (('features.0.weight', torch.zeros(64, 3, 3, 3)), ('features.3.bias', torch.zeros(1)), ('features.6.bias', 'none'),
+                        ('features.8.weight', good['features.8.weight'] / 0)):
+        torch.save({**good, name: value}, tmp_path / CHECKPOINT)
+        with pytest.raises(UserError, match=f"does not hold the convolutions of torchvision's AlexNet .{name} is missing, of another shape or not"):
+            find_backbone(tmp_path)
 
 
 def test_backbone_is_downloaded_and_its_hash_checked(tmp_path, monkeypatch, server):
@@ -154,8 +157,3 @@ def test_backbone_nowhere_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics.lpips, 'URL', f'http://127.0.0.1:9/{CHECKPOINT}')  # no server there
     with pytest.raises(UserError, match=f'put {CHECKPOINT} from http://.* --metrics psnr ssim'):
         find_backbone()
-
-
-def test_metric_table():
-    assert list(METRICS) == ['psnr', 'ssim', 'lpips']
-    assert [m.higher_is_better for m in METRICS.values()] == [True, True, False]

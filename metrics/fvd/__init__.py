@@ -4,9 +4,8 @@ import statistics
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from files import UserError
+from files import UserError, progress_bar
 from metrics.fvd import tfhub, weights
 from metrics.fvd.frechet import frechet_distance
 from metrics.fvd.i3d import I3D, MIN_FRAMES, preprocess
@@ -60,6 +59,16 @@ def check_sizes(n_videos, n_frames, what='the set'):
     if n_frames < MIN_FRAMES:
         raise UserError(f'{what} has videos of {n_frames} frames, but the Fréchet video distance needs at least {MIN_FRAMES}; give '
                         'longer ones')
+
+
+def check_sets(x, y):
+    """Stop at sets of videos that have no distance."""
+    for videos, what in ((x, 'the first set'), (y, 'the second set')):
+        if videos.ndim != 5 or videos.shape[-1] not in (1, 3) or 0 in videos.shape[2:] or str(videos.dtype).removeprefix('torch.') != 'uint8':
+            raise UserError(f'{what} has shape {tuple(videos.shape)} and type {videos.dtype}; expected uint8 (N, T, H, W, C), H and W at least 1, C 1 or 3')
+        check_sizes(*videos.shape[:2], what)
+    if x.shape[1] != y.shape[1]:
+        raise UserError(f'the sets have videos of {x.shape[1]} and {y.shape[1]} frames; distances are defined for one length: cut the longer')
 
 
 class FVD:
@@ -131,14 +140,9 @@ def fvd(x, y, embed, batch_size=16, progress=False):
     ------
     UserError
     """
-    for videos, what in ((x, 'the first set'), (y, 'the second set')):
-        if videos.ndim != 5 or videos.shape[-1] not in (1, 3) or str(videos.dtype).removeprefix('torch.') != 'uint8':
-            raise UserError(f'{what} has shape {tuple(videos.shape)} and type {videos.dtype}; expected uint8 (N, T, H, W, C), C 1 or 3')
-        check_sizes(*videos.shape[:2], what)
-    if x.shape[1] != y.shape[1]:
-        raise UserError(f'the sets have videos of {x.shape[1]} and {y.shape[1]} frames; distances are defined for one length: cut the longer')
+    check_sets(x, y)
     features = [[], []]
-    with tqdm(total=len(x) + len(y), desc='I3D', unit='video', dynamic_ncols=True, disable=not progress) as bar:
+    with progress_bar(total=len(x) + len(y), desc='I3D', unit='video', disable=not progress) as bar:
         for videos, found in zip((x, y), features):
             for start in range(0, len(videos), batch_size):
                 batch = videos[start:start + batch_size]

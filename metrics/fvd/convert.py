@@ -6,10 +6,10 @@ from metrics.fvd import weights
 
 
 def main(argv=None):
-    parser = Parser('Convert the TF-Hub module deepmind/i3d-kinetics-400/1 to a .pt file next to it.')
-    parser.add_argument('module', nargs='?', help=f'its folder or archive, from {weights.URL}; searched in the cache if absent')
-    module = weights.find(parser.parse_args(argv).module, 'tfhub')
-    path = weights.convert(module)
+    parser = Parser('Convert the TF-Hub module deepmind/i3d-kinetics-400/1 to a .pt file next to it.', prog='python -m metrics.fvd.convert')
+    parser.add_argument('module', nargs='?', metavar='MODULE', help=f'its folder or archive, from {weights.URL}; searched in the cache if absent')
+    module = weights.find(parser.parse_args(argv).module, 'tfhub', 'MODULE')
+    path = weights.convert(module, 'MODULE')
     print(f'{path}: SHA-256 of the weights {weights.sha256(weights.load_state(path))}')
 
 

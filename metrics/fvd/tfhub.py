@@ -19,7 +19,7 @@ import numpy as np
 if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # instead of this folder
 
-from files import UserError, run_script, write_npz
+from files import UserError, run_script, sha256, write_npz
 
 FILES = ('saved_model.pb', 'tfhub_module.pb', 'variables/variables.index', 'variables/variables.data-00000-of-00001')
 
@@ -27,6 +27,12 @@ FILES = ('saved_model.pb', 'tfhub_module.pb', 'variables/variables.index', 'vari
 def is_module(path):
     """Whether `path` looks like a TF-Hub module: a folder or an archive of it."""
     return (path / 'saved_model.pb').is_file() or (path.is_file() and path.name.endswith(('.tar.gz', '.tgz', '.tar')))
+
+
+def module_sha256(module):
+    """SHA-256 of the files of a module, the same for its folder and its archive."""
+    with _folder(module) as folder:
+        return hashlib.sha256(''.join(f'{name} {sha256(folder / name)}\n' for name in FILES if (folder / name).is_file()).encode()).hexdigest()
 
 
 def variables_sha256(variables):

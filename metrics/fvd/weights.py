@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from files import UserError
+from files import UserError, WriteError
 from metrics.fvd import tfhub
 from metrics.fvd.i3d import N_LOGITS, units
 from utils import load, save
@@ -17,6 +17,7 @@ URL = 'https://tfhub.dev/deepmind/i3d-kinetics-400/1?tf-hub-format=compressed'
 ARCHIVE = 'i3d-kinetics-400_1.tar.gz'  # what it is saved as
 # Searched in the cache, in this order
 NAMES = ('i3d-kinetics-400_1.pt', 'i3d-kinetics-400_1', ARCHIVE, 'i3d_pretrained_400.pt', 'rgb_imagenet.pt')
+SOURCE = 'converted_from'  # entry of a converted .pt file, beside the weights: SHA-256 of the module
 
 BRANCHES = {'b0': 'Branch_0/Conv3d_0a_1x1', 'b1a': 'Branch_1/Conv3d_0a_1x1', 'b1b': 'Branch_1/Conv3d_0b_3x3',
             'b2a': 'Branch_2/Conv3d_0a_1x1', 'b2b': 'Branch_2/Conv3d_0b_3x3', 'b3b': 'Branch_3/Conv3d_0b_1x1'}
@@ -70,14 +71,14 @@ def sha256(state):
 
 
 def check_state(state, source):
-    """Stop unless `state` holds I3D's parameters by the names of the port. Returns these, as float32."""
+    """Stop unless `state` holds I3D's parameters by the names of the port. Returns all its tensors, as float32."""
     for name, _, shape in parameters():
         value = state.get(name) if isinstance(state, dict) else None
         if not isinstance(value, torch.Tensor) or tuple(value.shape) != shape:
             found = f'of shape {tuple(value.shape)}' if isinstance(value, torch.Tensor) else 'missing'
             raise UserError(f'{source} does not hold the I3D of Kinetics-400: {name} is {found}, expected {shape}')
         scale = state.get(name.replace('.bn.bias', '.bn.weight')) if name.endswith('.bn.bias') else None
-        if scale is not None and not (scale == 1).all():
+        if scale is not None and not (isinstance(scale, torch.Tensor) and (scale == 1).all()):
             raise UserError(f'{source} is an I3D trained further: {name.replace("bias", "weight")} is not 1 everywhere, as in the network of '
                             'the published scores')
     return {name: value.detach().float() for name, value in state.items() if isinstance(value, torch.Tensor)}
@@ -88,22 +89,23 @@ def cache_folder():
     return Path(os.environ.get('SRVP_CACHE') or Path.home() / '.cache' / 'srvp')
 
 
-def find(path=None, backend='torch'):
-    """Path of the weights: `path` (`--i3d_path`), or what is in the cache. UserError if they are nowhere or not of the kind needed."""
+def find(path=None, backend='torch', option='--i3d_path'):
+    """Path of the weights: `path`, given by `option`, or what is in the cache. UserError if they are nowhere or not of the kind needed."""
+    module_only = option != '--i3d_path'
     if path is not None:
         path = Path(path)
         if not path.exists():
-            raise UserError(f'--i3d_path {path} does not exist; name the TF-Hub module (folder or archive) or a .pt file of I3D')
+            raise UserError(f'{option} {path} does not exist; name the TF-Hub module (folder or archive)' + ' or a .pt file of I3D' * (not module_only))
         if not tfhub.is_module(path) and (path.is_dir() or backend == 'tfhub'):
-            raise UserError(f'--i3d_path {path} is no TF-Hub module: a folder with saved_model.pb, or its .tar.gz, is expected'
-                            + (' by --fvd_backend tfhub' if backend == 'tfhub' else ', or a .pt file'))
+            raise UserError(f'{option} {path} is no TF-Hub module: a folder with saved_model.pb, or its .tar.gz, is expected'
+                            + ('' if module_only else ' by --fvd_backend tfhub' if backend == 'tfhub' else ', or a .pt file'))
         return path
     for name in NAMES:
         found = cache_folder() / name
         if tfhub.is_module(found) or (found.is_file() and backend == 'torch'):
             return found
     raise UserError(f'the Fréchet video distance needs the I3D of Kinetics-400, which is not in {cache_folder()}; download {URL} to '
-                    f'{cache_folder() / ARCHIVE}, or name the module or a .pt file of I3D by --i3d_path')
+                    f'{cache_folder() / ARCHIVE}, or name the module{" or a .pt file of I3D" * (not module_only)} by {option}')
 
 
 def converted_path(module):
@@ -114,28 +116,41 @@ def converted_path(module):
     return module.resolve().with_name(f'{name}.pt')
 
 
-def convert(module):
-    """Convert a TF-Hub module to a .pt file next to it, TensorFlow being in another process. Returns the file's path."""
+def converted_from(path):
+    """SHA-256 of the module that a .pt file was converted from, None if there is no such file; UserError if another one is there."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        state = load(path)
+    except UserError:
+        state = None
+    if not isinstance(state, dict) or not isinstance(state.get(SOURCE), str):
+        raise UserError(f'{path} is in the way of the conversion of the TF-Hub module beside it, and not such a conversion; name it by --i3d_path if '
+                        'its weights are wanted, or else move it away')
+    return state[SOURCE]
+
+
+def convert(module, option='--i3d_path'):
+    """Convert a TF-Hub module, given by `option`, to a .pt file next to it, unless that is there; TensorFlow is in another process. Returns the file's path."""
+    path, digest = converted_path(module), tfhub.module_sha256(module)
+    if converted_from(path) == digest:
+        return path
+    print(f'converting {module} to {path} by TensorFlow', file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as tmp:
         exported = Path(tmp, 'variables.npz')
         tfhub.export(module, exported)
         with np.load(exported, allow_pickle=False) as f:
             state = from_tensorflow({name: f[name] for name in f.files}, module)
-    path = converted_path(module)
     try:
-        save(path, state)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f'{path} cannot be written ({error}); copy {module} to a folder of yours and name it by --i3d_path') from None
+        save(path, {**state, SOURCE: digest})
+    except WriteError as error:
+        raise UserError(f'{str(error).rpartition("; ")[0]}; copy {module} to a folder of yours and name it by {option}') from None
     return path
 
 
 def load_state(path):
     """Parameters by the names of the port, of a .pt file or a TF-Hub module, which is converted the first time."""
     if tfhub.is_module(path):
-        converted = converted_path(path)
-        if not converted.exists() or converted.stat().st_mtime < path.stat().st_mtime:
-            print(f'converting {path} to {converted} by TensorFlow', file=sys.stderr, flush=True)
-            convert(path)
-        path = converted
+        path = convert(path)
     print(f'I3D: weights of {path}', file=sys.stderr, flush=True)
     return check_state(load(path), path)
