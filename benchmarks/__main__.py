@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import data, fvd, speed
+from benchmarks import data, fvd, roofline, speed
+
+PARTS = ['data', 'training', 'evaluation', 'roofline', 'fvd']
 
 
 def processor():
@@ -23,13 +25,15 @@ def processor():
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--gigabytes', type=float, default=4, help='size of the dataset on disk in the test of memory')
-    parser.add_argument('--parts', nargs='+', choices=['data', 'speed', 'fvd'], default=['data', 'speed', 'fvd'], help='what to measure')
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS, help='what to measure')
+    parser.add_argument('--repeats', type=int, default=5, help='alternating repetitions of training and evaluation, of which the median is given')
     args = parser.parse_args()
     print(f'{processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, '
           f'torch {torch.__version__}' + (f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else '') + '\n\n| what | plain | here | ratio |\n|---|---|---|---|', flush=True)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        rows = {'data': lambda: data.rows(folder, args.gigabytes), 'speed': speed.rows, 'fvd': lambda: fvd.rows(folder)}
+        rows = {'data': lambda: data.rows(folder, args.gigabytes), 'training': lambda: speed.training_rows(args.repeats),
+                'evaluation': lambda: speed.evaluation_rows(args.repeats), 'roofline': roofline.rows, 'fvd': lambda: fvd.rows(folder)}
         for row in itertools.chain.from_iterable(rows[part]() for part in args.parts):
             print('| ' + ' | '.join(row) + ' |', flush=True)
 

@@ -86,25 +86,6 @@ def mmnist_clips():
     return 'Moving MNIST, clips of 15 frames a second, one worker: plain loop / here', f'{B * n / plain:,.0f}', f'{B * n / here:,.0f}', f'{ratio:.1f}'
 
 
-def batch_of_clips():
-    """A batch of 128 clips, (T, B, H, W, C): float videos stacked, against one array of bytes that clips are written to."""
-    clips = list(np.random.RandomState(0).randint(0, 256, (128, 15, 64, 64, 1)).astype(np.uint8))
-
-    def plain():
-        start = time.perf_counter()
-        torch.stack([torch.from_numpy(c).permute(0, 3, 1, 2).float() / 255 for c in clips], 1)
-        return time.perf_counter() - start
-
-    def here():
-        start = time.perf_counter()
-        batch = np.empty((15, 128, 64, 64, 1), np.uint8)
-        for b, clip in enumerate(clips):
-            batch[:, b] = clip
-        return time.perf_counter() - start
-    plain, here, ratio = compare(plain, here)
-    return 'batch of 128 clips of 15 frames, ms: copy a video / here', f'{plain * 1e3:.1f}', f'{here * 1e3:.1f}', f'{ratio:.1f}'
-
-
 def private_megabytes(pid):
     """Memory of a process that no other shares (Linux)."""
     with open(f'/proc/{pid}/smaps_rollup') as f:
@@ -136,5 +117,4 @@ def rows(folder, gigabytes):
     """Yield the rows of the table: what, plain, here, ratio."""
     yield kth_clips(folder)
     yield mmnist_clips()
-    yield batch_of_clips()
     yield worker_memory(folder, gigabytes)

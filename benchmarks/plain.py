@@ -1,4 +1,4 @@
-"""The plain formulation: what the specification says, step by step, nothing shared, joined or reordered."""
+"""The plain formulation: what the paper says, step by step, nothing shared, joined or reordered."""
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +56,7 @@ def psnr(x, y):
 
 def ssim(x, y):
     """SSIM (B,) of videos (T, B, C, H, W), by convolutions with the window."""
-    i = torch.arange(WINDOW) - WINDOW // 2
+    i = torch.arange(WINDOW, device=x.device) - WINDOW // 2
     window = torch.exp(-(i[:, None] ** 2 + i ** 2) / (2 * SIGMA ** 2))
     window = (window / window.sum())[None, None]
 

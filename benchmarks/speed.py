@@ -9,12 +9,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 import test as test_script
-from args import config_dict, parse_train
+from args import NT_GEN, config_dict, parse_train
 from benchmarks import plain
 from data import load_test
 from data.digits import load_digits
@@ -26,10 +27,20 @@ from sampling import draw_noise
 from trainer import Trainer
 from utils import keep_memory, save
 
-REPEATS = 5
-BATCH = {'smmnist': 16, 'kth': 4}             # of a training step
-NT_GEN = {'smmnist': 25, 'kth': 40}           # frames of an evaluation
-N_VIDEOS, N_SAMPLES, N_PLAIN = 16, 20, 1      # of an evaluation; samples that the plain one draws, the time being scaled
+
+class Sizes(NamedTuple):
+    """How much is computed."""
+    batch: dict             # videos of a training step
+    n_steps: int            # training steps of a repetition
+    n_videos: int           # of an evaluation
+    n_samples: int
+    n_plain: int            # videos of the plain evaluation, which draws one sample of them, the time being scaled
+
+
+DEVICE = torch.device('cuda', 0) if torch.cuda.is_available() else torch.device('cpu')
+SIZES = {'cpu': Sizes({'smmnist': 16, 'kth': 4}, 1, 16, 20, 16), 'cuda': Sizes({'smmnist': 128, 'kth': 100}, 20, 1000, 100, 16)}[DEVICE.type]
+NAMES = {'smmnist': 'Moving MNIST', 'kth': 'KTH'}
+VARIANTS = {'here': 'here', 'half': 'here, bfloat16', 'compiled': 'here, bfloat16, --compile'}  # of training
 
 
 def get_config(preset, *more):
@@ -40,25 +51,29 @@ class NotStopped:
     received = None
 
 
-def training(preset, variant, device):
+def training(preset, variant):
     """Function that takes one training step."""
-    config = get_config(preset, '--batch_size', str(BATCH[preset]), *['--torch_amp'] * (variant == 'half'))
+    config = get_config(preset, '--batch_size', str(SIZES.batch[preset]), *['--torch_amp'] * (variant in ('half', 'compiled')))
     batch = torch.randint(256, (config.seq_len, config.batch_size, 64, 64, config.nc), dtype=torch.uint8)
+    if DEVICE.type == 'cuda':
+        batch = batch.pin_memory()  # as the loader gives it
     if variant == 'plain':
         torch.manual_seed(1)
-        model = build_model(config).to(device, memory_format=torch.contiguous_format).train()
+        model = build_model(config).to(DEVICE, memory_format=torch.contiguous_format).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
 
         def step():
-            x = batch.to(device).permute(0, 1, 4, 2, 3).contiguous().float() / 255
+            x = batch.to(DEVICE).permute(0, 1, 4, 2, 3).contiguous().float() / 255
             optimizer.zero_grad()
             loss = plain.loss(x, plain.forward(model, x, config.seq_len), config.obs_scale, config.beta_y, config.beta_z, config.l2_res)
             loss.backward()
             optimizer.step()
             return loss.item()
         return step
-    run = Trainer(config, (None, None), device, World())
+    run = Trainer(config, (None, None), DEVICE, World())
     run.model.train()
+    if variant == 'compiled':
+        run.model.compile_networks()
     return lambda: run.train_step(batch, NotStopped)['loss']
 
 
@@ -71,14 +86,14 @@ def untrained(config):
 
 
 def write_experiment(preset, folder):
-    """Folder with an untrained model, AlexNet of random weights and a test set of 16 videos; returns the configuration."""
+    """Folder with an untrained model, AlexNet of random weights and a test set; returns the configuration."""
     config = get_config(preset, *['--digits', 'mnist5k'] * (preset == 'smmnist'))
     (folder / 'config.json').write_text(json.dumps(config_dict(config)))
     save(folder / 'model.pt', untrained(config).state_dict())
     save(folder / 'alexnet.pth', {f'features.{i}.{k}': 0.05 * torch.randn(n_out, *[n_in, size, size][:3 * (k == 'weight')])
                                   for i, (n_in, n_out, size, _, _), _ in CONVOLUTIONS for k in ('weight', 'bias')})
-    digits, labels = load_digits('mnist5k', None, False)
-    arrays = make_test_set(digits[:2 * N_VIDEOS], labels[:2 * N_VIDEOS], NT_GEN[preset])
+    digits, labels = load_digits('mnist5k', None, True)
+    arrays = make_test_set(digits[:2 * SIZES.n_videos], labels[:2 * SIZES.n_videos], NT_GEN[preset])
     if preset == 'kth':  # moving digits again: the time does not depend on what is seen
         np.savez(folder / 'svg_test_set_40.npz', sequences=arrays['sequences'].swapaxes(0, 1))
     else:
@@ -86,40 +101,48 @@ def write_experiment(preset, folder):
     return config
 
 
-def evaluation(preset, variant, folder, device):
+def evaluation(preset, variant, folder):
     """Function that evaluates a model; returns its mean best PSNR."""
     torch.backends.cudnn.allow_tf32 = False
     config = write_experiment(preset, folder)
     if variant != 'plain':
         def run():
             argv = ['--xp_dir', folder, '--data_dir', folder, '--lpips_dir', folder, '--out_dir', folder / 'out', '--nt_gen', NT_GEN[preset], '--n_pictures', 0,
-                    '--n_videos', N_VIDEOS, '--n_samples', N_SAMPLES if variant == 'here' else N_PLAIN, *['--device', '0'] * (device.type == 'cuda')]
+                    *(['--n_videos', SIZES.n_videos, '--n_samples', SIZES.n_samples] if variant == 'here' else ['--n_videos', SIZES.n_plain, '--n_samples', 1]),
+                    *['--device', '0'] * (DEVICE.type == 'cuda')]
             test_script.main(list(map(str, argv)))
             return json.loads((folder / 'out' / 'results.json').read_text())['scores']['psnr']['mean']
         return run
-    model = untrained(config).to(device, memory_format=torch.contiguous_format).eval()
-    network = LPIPS(torch.load(folder / 'alexnet.pth', weights_only=True)).to(device, memory_format=torch.contiguous_format)
+    model = untrained(config).to(DEVICE, memory_format=torch.contiguous_format).eval()
+    network = LPIPS(torch.load(folder / 'alexnet.pth', weights_only=True)).to(DEVICE, memory_format=torch.contiguous_format)
     testset = load_test(config, folder, NT_GEN[preset])
-    x = torch.from_numpy(testset.videos(range(N_VIDEOS))).permute(0, 1, 4, 2, 3).contiguous().to(device).float() / 255
-    noise = draw_noise(model, 1, 'test', range(N_VIDEOS), N_PLAIN, NT_GEN[preset])
-    noise = type(noise)(*(part.to(device) for part in noise))
+    x = torch.from_numpy(testset.videos(range(SIZES.n_plain))).permute(0, 1, 4, 2, 3).contiguous().to(DEVICE).float() / 255
+    noise = draw_noise(model, 1, 'test', range(SIZES.n_plain), 1, NT_GEN[preset]).of(slice(None), DEVICE)
     return lambda: plain.evaluate(model, network, x, config.nt_cond, noise)['psnr'].mean().item()
 
 
 def serve(kind, preset, variant):
-    """Run a variant each time that a line is read, and print the seconds and the result."""
-    device = torch.device('cuda', 0) if torch.cuda.is_available() else torch.device('cpu')
-    if device.type == 'cpu' and variant != 'plain':
+    """Run a variant each time that a line is read, and print the seconds of a step or an evaluation, and the result."""
+    if DEVICE.type == 'cpu' and variant != 'plain':
         keep_memory()  # as the scripts do
-    with tempfile.TemporaryDirectory() as folder:
-        run = training(preset, variant, device) if kind == 'training' else evaluation(preset, variant, Path(folder), device)
+    n = SIZES.n_steps if kind == 'training' else 1
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = training(preset, variant) if kind == 'training' else evaluation(preset, variant, Path(folder))
         for _ in sys.stdin:
-            start = time.perf_counter()
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                result = run()
-            if device.type == 'cuda':
-                torch.cuda.synchronize()
-            print(time.perf_counter() - start, result, flush=True)
+            with contextlib.redirect_stdout(io.StringIO()):
+                if DEVICE.type == 'cuda' and kind == 'training':
+                    run()  # takes the memory that was given back
+                    torch.cuda.synchronize()
+                start = time.perf_counter()
+                for _ in range(n):
+                    result = run()
+                if DEVICE.type == 'cuda':
+                    torch.cuda.synchronize()
+                seconds = (time.perf_counter() - start) / n
+            print(seconds, result, flush=True)
+            if DEVICE.type == 'cuda':
+                torch.cuda.empty_cache()  # for the other variants
 
 
 class Variant:
@@ -142,7 +165,7 @@ class Variant:
         self.process.wait()
 
 
-def compare(kind, preset, variants, repeats=REPEATS, scale=1):
+def compare(kind, preset, variants, repeats, scale=1):
     """Median seconds of the plain variant and of others, in alternating repetitions, and of their ratios; last results."""
     runs = [Variant(kind, preset, variant) for variant in ('plain', *variants)]
     for run in runs if kind == 'training' else []:
@@ -154,20 +177,26 @@ def compare(kind, preset, variants, repeats=REPEATS, scale=1):
     return [statistics.median(column) for column in seconds.T], [statistics.median(column) for column in (seconds[:, :1] / seconds[:, 1:]).T], rounds[-1]
 
 
-def rows():
-    for preset, name in (('smmnist', 'Moving MNIST'), ('kth', 'KTH')):
-        (plain_s, here, half), ratios, _ = compare('training', preset, ['here', 'half'])
-        what = f'{name}, training step of {BATCH[preset]} videos, seconds: plain / '
-        yield what + 'here', f'{plain_s:.2f}', f'{here:.2f}', f'{ratios[0]:.2f}'
-        yield what + 'here, bfloat16', f'{plain_s:.2f}', f'{half:.2f}', f'{ratios[1]:.2f}'
-    for preset, name in (('smmnist', 'Moving MNIST'), ('kth', 'KTH')):
-        (plain_s, here), ratios, _ = compare('evaluation', preset, ['here'], scale=N_SAMPLES / N_PLAIN)
-        yield (f'{name}, test.py, {N_VIDEOS} videos, {N_SAMPLES} samples, all metrics, seconds: plain (from {N_PLAIN} sample) / here',
-               f'{plain_s:.0f}', f'{here:.0f}', f'{ratios[0]:.2f}')
+def training_rows(repeats):
+    """Yield the rows of the table: what, plain, here, ratio."""
+    variants = [v for v in VARIANTS if DEVICE.type == 'cuda' or v != 'compiled']
+    for preset, name in NAMES.items():
+        (plain_s, *found), ratios, _ = compare('training', preset, variants, repeats)
+        for variant, seconds, ratio in zip(variants, found, ratios):
+            yield (f'{name}, training step of {SIZES.batch[preset]} videos, seconds: plain / {VARIANTS[variant]}',
+                   f'{plain_s:.3g}', f'{seconds:.3g}', f'{ratio:.2f}')
+
+
+def evaluation_rows(repeats):
+    """Yield the rows of the table: what, plain, here, ratio."""
+    for preset, name in NAMES.items():
+        (plain_s, here), ratios, _ = compare('evaluation', preset, ['here'], repeats, scale=SIZES.n_samples * SIZES.n_videos / SIZES.n_plain)
+        yield (f'{name}, test.py, {SIZES.n_videos:,} videos, {SIZES.n_samples} samples, all metrics, seconds: '
+               f'plain (from 1 sample of {SIZES.n_plain}) / here', f'{plain_s:.0f}', f'{here:.0f}', f'{ratios[0]:.2f}')
         _, _, ((_, expected), (_, found)) = compare('evaluation', preset, ['few'], 1)
         if abs(expected - found) > 1e-3:
             raise RuntimeError(f'the scores differ: {expected} dB, {found} dB')
-        yield f'{name}, difference of both scores of {N_PLAIN} sample, dB', '', f'{abs(expected - found):.1e}', ''
+        yield f'{name}, difference of both scores of 1 sample, dB', '', f'{abs(expected - found):.1e}', ''
 
 
 if __name__ == '__main__':
