@@ -16,7 +16,6 @@ import zipfile
 import zlib
 from pathlib import Path
 
-
 from files import UserError, progress_bar
 
 TRIES = 5      # attempts in a row that bring no new byte
