@@ -8,18 +8,114 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import pictures
-from args import DAMAGE_MODES, EXPERIMENTS, MAX_DAMAGES, MAX_ITERATIONS, MAX_TOTAL, check_damage, complete, damage_parser, load_config
+from pictures import charts, frames as pictures
+from args import fill_from_config, load_config
+from parsing import Parser, add_device_option, euler_steps, frames, nonnegative_int, number, positive_int, seed
+from typing import NamedTuple
 from data import load_clip, load_test
 from files import UserError, make_folder, progress_bar, reading, replacing_results, run_script, sha256, write_csv, write_json, write_npz
 from metrics import PSNR, SSIM
-from network_picture import NetworkPicture
+from pictures.network import NetworkPicture
 from preprocessing.convert import find_ffmpeg
 from sampling import Futures, draw_noise, quantise
-from utils import describe, get_device, load_model, stream_rng, to_video
+from checkpoint import load_model
+from utils import describe, get_device, stream_rng, to_video
 
 FRAME_RATE, NETWORK_RATE = 25, 5  # of the videos: predicted frames and iterations a second
 RESULTS = ['prediction.mp4', 'network.mp4', 'damage.csv', 'damage.png', 'damage.npz', 'damage.json', 'network/[0-9][0-9][0-9][0-9][0-9].png']
+
+
+DAMAGE_MODES = ['scale', 'zero', 'noise', 'sign']
+
+
+class Experiment(NamedTuple):
+    """A published experiment of damage, on a KTH model: its clip."""
+    video: str
+    t_0: int      # first frame, from 0
+    nt_gen: int   # frames, given ones included
+    nt_cond: int = 10
+
+
+EXPERIMENTS = {1: Experiment('running/person01_running_d4', 315, 50),
+               2: Experiment('walking/person01_walking_d2', 182, 130),
+               3: Experiment('handclapping/person08_handclapping_d4', 14, 31)}
+
+MAX_ITERATIONS, MAX_DAMAGES = 99_999, 1_000_000  # pictures of the network are numbered with five digits
+MAX_TOTAL = 100_000_000                          # draws of all runs, held in memory
+
+
+def damage_parser():
+    """Parser of `damage.py`."""
+    parser = Parser('Predict one clip again and again while the weights of the model decay. What is not a number in a prediction is shown, and scored, '
+                    'as black.')
+    g = parser.add_argument_group('Model and clip')
+    g.add_argument('--xp_dir', required=True, help='folder of the trained model: config.json and the weights')
+    g.add_argument('--data_dir', required=True, help='folder of the dataset')
+    g.add_argument('--model_name', default='model.pt', help='weights, in --xp_dir')
+    clip = g.add_mutually_exclusive_group()
+    clip.add_argument('--experiment', type=int, choices=list(EXPERIMENTS), help='published experiment on KTH: ' + '; '.join(
+        f'{i}: {e.video} from frame {e.t_0}, --nt_gen {e.nt_gen} --nt_cond {e.nt_cond}' for i, e in EXPERIMENTS.items()))
+    clip.add_argument('--video', metavar='CLASS/NAME', help='converted video, by its path below the folder of converted videos, such as '
+                                                            'running/person01_running_d4 of KTH or test/<name> of folder')
+    clip.add_argument('--index', type=nonnegative_int, metavar='I', help='video of the test set, from 0; 0 if no clip is named')
+    g.add_argument('--t_0', type=nonnegative_int, metavar='N', help='first frame of --video, from 0; 0 if absent')
+    g.add_argument('--nt_cond', type=frames, help='given frames; if absent, those of --experiment, or as trained')
+    g.add_argument('--nt_gen', type=frames,
+                   help='frames, given ones included; if absent, those of --experiment, or as trained (seq_len_test)')
+    g.add_argument('--n_euler_steps', type=euler_steps, help='Euler steps a predicted frame; as trained if absent')
+
+    g = parser.add_argument_group('Damage')
+    g.add_argument('--n_iterations', type=number(int, 1, MAX_ITERATIONS), default=100, help='predictions; the first is that of the intact model')
+    g.add_argument('--n_damages', type=number(int, 1, MAX_DAMAGES), default=100,
+                   help='draws before each further iteration: an entry of the state_dict, then an element of it, each uniformly; '
+                        'an entry that is a scalar leaves its draw without effect')
+    g.add_argument('--mode', choices=DAMAGE_MODES, default='scale',
+                   help='what becomes of the element v. With u uniform in [--damage_low, --damage_high], scale: u v; zero: 0; noise: v + u e, '
+                        'e normal with the standard deviation of the intact tensor; sign: -v. A variance of batch norm (running_var) stays at least 0. '
+                        'The same seed hits the same elements in all modes')
+    g.add_argument('--damage_low', type=number(float), default=0., help='least u of scale and noise')
+    g.add_argument('--damage_high', type=number(float), default=1., help='greatest u of scale and noise')
+    g.add_argument('--where', metavar='PREFIX', help='damage only entries of this name or below it: dynamics, decoder.conv.0 …; all if absent')
+    g.add_argument('--n_runs', type=positive_int, default=1, help='experiments, of seeds --seed, --seed + 1 …: curves show mean and standard deviation; '
+                                                           'videos and pictures of the network come from the first. Draws of all of them '
+                                                           f'are at most {MAX_TOTAL:,}')
+    g.add_argument('--fresh_noise', action='store_true',
+                   help='new noise for each prediction, the intact one being that of the first; else what changes is the damage alone')
+    g.add_argument('--seed', type=seed, default=1, help='of damage and noise; with --replay of the noise only')
+    g.add_argument('--replay', metavar='FILE', help='damage.npz of an earlier call, whose damage is repeated')
+
+    g = parser.add_argument_group('Run')
+    add_device_option(g)
+    g.add_argument('--out_dir', help='where results go, instead of earlier ones; the folder damage of --xp_dir if absent')
+    return parser
+
+
+def check_damage(args, config):
+    """Stop at options of `damage.py` that contradict each other or the model's configuration."""
+    a = args
+    defaults = damage_parser().get_default
+    given = {name for name in ('n_iterations', 'n_damages', 'mode', 'damage_low', 'damage_high', 'where', 'n_runs')
+             if getattr(a, name) != defaults(name)}
+    if a.replay is not None and given:
+        raise UserError(f'--{sorted(given)[0]} and --replay: the damage comes from the file; leave one of them out')
+    if a.mode in ('zero', 'sign') and given & {'damage_low', 'damage_high'}:
+        raise UserError(f'--damage_low and --damage_high have no meaning in --mode {a.mode}; leave them out, or give --mode scale or noise')
+    if a.damage_low > a.damage_high:
+        raise UserError(f'--damage_low {a.damage_low} must be a number of at most --damage_high {a.damage_high}')
+    if a.damage_high - a.damage_low == float('inf'):
+        raise UserError(f'--damage_low {a.damage_low} and --damage_high {a.damage_high} are too far apart: their difference is infinite; give smaller ones')
+    if a.n_runs * a.n_iterations * a.n_damages > MAX_TOTAL:
+        raise UserError(f'--n_runs {a.n_runs}, --n_iterations {a.n_iterations} and --n_damages {a.n_damages} make more than {MAX_TOTAL:,} draws '
+                        'in all; give smaller ones')
+    if a.t_0 is not None and a.video is None:
+        raise UserError(f'--t_0 {a.t_0} needs --video, of which it is the first frame')
+    if a.experiment and config.dataset != 'kth':
+        raise UserError(f'--experiment {a.experiment} is one of KTH, but the model was trained on {config.dataset}; name a clip by --index '
+                        'or --video')
+    if a.video == '':
+        raise UserError('--video is empty; name a converted video, such as running/person01_running_d4, or leave it out')
+    if a.video and config.dataset == 'smmnist':
+        raise UserError(f'--video {a.video}: the videos of smmnist are no files; name one of the test set by --index')
 
 
 def resolve(argv=None):
@@ -30,7 +126,7 @@ def resolve(argv=None):
     if args.experiment:
         args.video, args.t_0, nt_gen, nt_cond = EXPERIMENTS[args.experiment]
         args.nt_gen, args.nt_cond = args.nt_gen or nt_gen, args.nt_cond or nt_cond
-    complete(args, config)
+    fill_from_config(args, config)
     args.index, args.t_0 = (args.index or 0, None) if args.video is None else (None, args.t_0 or 0)
     args.out_dir = Path(args.out_dir or f'{args.xp_dir}/damage')
     return args, config
@@ -271,7 +367,7 @@ def write_videos(folder, truth, predictions, captions, network):
 def draw_curves(path, rows):
     """Draw the columns of damage.csv against the iteration."""
     table = {name: np.array([row[name] for row in rows], float).reshape(rows[-1]['run'], -1) for name in rows[0]}  # (n_runs, n_iterations)
-    pictures.curves(path, 'iteration', table['iteration'][0], {
+    charts.curves(path, 'iteration', table['iteration'][0], {
         'PSNR (dB)': {'against the truth': table['psnr'], 'against the intact prediction': table['psnr_intact']},
         'SSIM': {'against the truth': table['ssim'], 'against the intact prediction': table['ssim_intact']},
         'damaged values': {f'{100 * table["share"][:, -1].mean():.3g}% at the end': table['damaged']},
@@ -282,7 +378,6 @@ def main(argv=None):
     args, config = resolve(argv)
     find_ffmpeg()  # its absence would else show after all the work
     device = get_device(args.device)
-    torch.backends.cudnn.allow_tf32 = False  # scores in full float32
     path = Path(args.xp_dir) / args.model_name
     model = load_model(config, path, device)
     digest = sha256(path)  # of what was loaded: the file may be replaced meanwhile

@@ -135,10 +135,10 @@ class World:
                 for key in sorted(facts.keys() - set(own)):
                     if theirs[key] != facts[key]:
                         raise UserError(f'process {rank} has {key} {theirs[key]}, process {self.rank} has {facts[key]}; they must be the same')
-        self.call(compare)
+        self.local_main_first(compare)
 
 
-OWN_OPTIONS = {'data_dir', 'save_path', 'device', 'n_workers', 'local_rank', 'config', 'xp_dir', 'out_dir', 'lpips_dir', 'i3d_path', 'weights'}  # of a machine
+PER_PROCESS_OPTIONS = {'data_dir', 'save_path', 'device', 'n_workers', 'local_rank', 'config', 'xp_dir', 'out_dir', 'lpips_dir', 'i3d_path', 'weights'}  # of a machine
 
 
 class Ring:

@@ -2,14 +2,25 @@
 
 from pathlib import Path
 
-from args import FREE_ON_RESUME, export_parser, load_config
+from args import FREE_ON_RESUME, load_config
+from parsing import Parser
 from files import UserError, make_folder, read_json, run_script, write_json
-from utils import load_model, save
+from checkpoint import load_model, save
 
 
 def halved(state):
     """Weights of a `state_dict` with matrices and kernels in float16; vectors, such as the statistics of batch normalisation, stay."""
     return {name: value.half() if value.is_floating_point() and value.ndim > 1 else value for name, value in state.items()}
+
+
+def export_parser():
+    """Parser of `export.py`."""
+    parser = Parser('Write config.json and model.pt of a trained model to another folder, with matrices and kernels in float16: half the size, for test.py, '
+                    'visualize.py, damage.py and train.py --weights, which compute in float32 as before.')
+    parser.add_argument('--xp_dir', required=True, help='folder of the trained model: config.json and the weights')
+    parser.add_argument('--model_name', default='model.pt', help='weights, in --xp_dir')
+    parser.add_argument('--out_dir', required=True, help='folder of the checkpoint, which must hold no other model')
+    return parser
 
 
 def main(argv=None):

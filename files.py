@@ -1,4 +1,4 @@
-"""Errors, progress, files and cores: what every script needs, without PyTorch (a script that imports TensorFlow must not)."""
+"""Errors, progress bars, files and locks: what every script needs, without importing PyTorch."""
 
 import contextlib
 import csv
@@ -13,61 +13,77 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what a disk without space answers, to whatever is written
 
+# Errors
 
 class UserError(Exception):
     """Bad input. The message is one sentence: option or file, what was found, what to do."""
 
 
 class WriteError(UserError):
-    """A file that cannot be written: like bad input, for the user to mend, whenever it is met."""
+    """A file that cannot be written, which the user can remedy, whenever it happens."""
 
     @classmethod
     def of(cls, path, error):
-        """That of a path for which the system gave an OSError."""
-        return cls(f'{path} cannot be written ({error.strerror}); {"free space" if error.errno in FULL else "change that"}')
+        """The error for an OSError on `path`."""
+        advice = 'free space' if error.errno in DISK_FULL else 'check permissions and free space'
+        return cls(f'{path} cannot be written ({error.strerror}); {advice}')
 
 
 def is_out_of_memory(error):
-    """Whether an error tells that there is too little memory, of a GPU or of the system, in the words of PyTorch or of Python."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(re.search("can't allocate memory|out of memory", str(error))))
+    """Whether an error of Python or PyTorch says that a GPU or the system is out of memory."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and bool(re.search("can't allocate memory|out of memory", str(error))))
 
 
 def run_script(main):
-    """Run the `main` of a script; a `UserError`, a full disk or too little memory becomes a sentence on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Run the `main` of a script and exit.
+
+    A `UserError`, a full disk and a lack of memory print one sentence and exit with code 2, Ctrl-C
+    with 130; other exceptions keep their traceback.
+    """
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.reconfigure(errors='backslashreplace')  # names of files may be no text
+        stream.reconfigure(errors='backslashreplace')  # file names need not be valid text
     try:
         sys.exit(main())
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # of `| head`, or of `| tee` after Ctrl-C
+    except BrokenPipeError:  # as by `| head`, or `| tee` after Ctrl-C
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         sys.exit(128 + signal.SIGPIPE)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        print(f'error: {WriteError.of(error.filename or "a file", error)}', file=sys.stderr)
-        sys.exit(2)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = str(error).strip().partition('\n')[0]
-        print(f'error: memory does not suffice ({reason}); give fewer videos at a time (--batch_size), fewer samples or a smaller model', file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        print(f'error: {message}', file=sys.stderr)
+        sys.exit(2)
 
 
-class _Lines:
-    """stderr that is no terminal: a bar cannot be redrawn there, each of its states gets a line."""
+def explain(error):
+    """Sentence for an error that the user can remedy, None for any other one."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return str(WriteError.of(error.filename or 'a file', error))
+    if is_out_of_memory(error):
+        reason = str(error).strip().partition('\n')[0]
+        return (f'out of memory ({reason}); use a smaller --batch_size, fewer samples or a smaller '
+                'model')
+    return None
+
+
+# Progress
+
+class _LineStream:
+    """stderr for a progress bar outside of a terminal: each state is printed on its own line."""
 
     def write(self, text):
         if text := text.strip('\r\n '):
@@ -81,26 +97,29 @@ class _Lines:
 
 
 def progress_bar(*args, **kwargs):
-    """Progress bar, as `tqdm`, on stderr; where that is no terminal, a line every half minute."""
+    """Progress bar on stderr, as `tqdm`; where that is no terminal, a line every half minute."""
     if not sys.stderr.isatty():
-        kwargs |= {'file': _Lines(), 'mininterval': 30}
+        kwargs |= {'file': _LineStream(), 'mininterval': 30}
     return tqdm(*args, dynamic_ncols=True, **kwargs)
 
 
+# Writing
+
 @contextlib.contextmanager
 def writing(path, *files):
-    """Context of writing `path`, by temporary `files`: what the system has against it is a WriteError. Errors of other files go through."""
+    """Context in which an OSError on `path`, or on its temporary `files`, becomes a WriteError."""
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL | {errno.EROFS} and str(error.filename) not in map(str, (path, *files)):
+        ours = str(error.filename) in map(str, (path, *files))
+        if not ours and error.errno not in DISK_FULL | {errno.EROFS}:
             raise
         raise WriteError.of(path, error) from None
 
 
 @contextlib.contextmanager
 def replacing(path):
-    """Yield a temporary path beside `path`, renamed to it at the end: `path` is never seen half-written."""
+    """Yield a temporary path, renamed to `path` at the end: `path` is never seen half-written."""
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -108,101 +127,101 @@ def replacing(path):
             yield tmp
             os.replace(tmp, path)
     finally:
-        with contextlib.suppress(OSError):  # an error says more that came before
+        with contextlib.suppress(OSError):  # would hide the error that came before
             tmp.unlink()
 
 
 @contextlib.contextmanager
-def held(path, otherwise):
-    """Context of the only process that holds the file `path`, made for that; in any other one, a UserError with the sentence `otherwise`.
-
-    Unlike that of `locked`, which may be held at the same time, the lock is not that of processes that this one starts: it ends when this one is killed.
-    """
-    import fcntl
-    with open(path, 'a') as f:
-        try:
-            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise UserError(otherwise) from None
-            raise UserError(f'{path} cannot be locked ({error.strerror}); give a folder on another disk') from None
-        yield
+def replacing_folder(path):
+    """As `replacing`, for a folder `path` that does not exist yet."""
+    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    shutil.rmtree(tmp, ignore_errors=True)  # left by a killed process
+    tmp.mkdir()
+    try:
+        yield tmp
+        tmp.rename(path)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def locked(folder, otherwise):
-    """Context of the only process that works in a folder; in any other one, a UserError with the sentence `otherwise`."""
-    import fcntl  # of Linux and macOS; what needs no lock works elsewhere too
-    handle = os.open(folder, os.O_RDONLY)
+def exclusive(path, message):
+    """Context that only one process at a time can be in; others get a UserError with `message`.
+
+    The lock file `path` is removed at the end. The lock is released when its process is killed.
+    """
+    lock = FileLock(path)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(otherwise) from None
-        except OSError as error:  # of some network disks
-            raise UserError(f'{folder} cannot be locked ({error.strerror}); give a folder on another disk') from None
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(message) from None
+    except OSError as error:  # as on some network disks
+        raise UserError(f'{path} cannot be locked ({error.strerror}); '
+                        'use a folder on another disk') from None
+    try:
         yield
     finally:
-        os.close(handle)
+        with contextlib.suppress(OSError):
+            os.unlink(path)  # before the release: nobody else holds it
+        lock.release()
 
 
 @contextlib.contextmanager
 def replacing_results(folder, patterns):
-    """Yield a temporary folder in `folder` for new files, which replace at the end all of those that match `patterns`: results never mix."""
-    with locked(folder, f'another call is writing its results to {folder}; wait until it has ended, or give another --out_dir'):
-        for pattern in patterns:
-            parent = (folder / pattern).parent
-            if parent.exists() and not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-                raise UserError(f'{parent} is not a folder that can be written to; remove it, or give another --out_dir')
-            for path in folder.glob(pattern):
-                if path.is_dir():
-                    raise UserError(f'{path} is a folder, in the way of a result; remove it, or give another --out_dir')
-        tmp = folder / '.results.partial'  # no .tmp, which a training run that goes on in the same folder removes
-        shutil.rmtree(tmp, ignore_errors=True)  # left behind by a run that was killed
+    """Yield a temporary folder for results, which replace all files that match `patterns`.
+
+    They are moved to `folder` at the end: results of different calls never mix.
+    """
+    message = f'another process is writing results to {folder}; wait, or use another --out_dir'
+    with exclusive(folder / '.results.lock', message):
+        check_results(folder, patterns)
+        # Not .tmp, which a training run that goes on in the same folder removes
+        tmp = folder / '.results.partial'
+        shutil.rmtree(tmp, ignore_errors=True)  # left by a killed process
         if os.path.lexists(tmp):
-            raise UserError(f'{tmp} is in the way of results; remove it, or give another --out_dir')
+            raise UserError(f'{tmp} is in the way of results; remove it, or use another --out_dir')
         tmp.mkdir()
         try:
             yield tmp
-            new = {folder / path.relative_to(tmp): path for path in tmp.rglob('*') if path.is_file()}
-            old = {path for pattern in patterns for path in folder.glob(pattern)} - new.keys()
-            for path in new:  # over the old ones, so that at no time is a result lost
-                path.parent.mkdir(exist_ok=True)
-                os.replace(new[path], path)
-            for path in old:
-                path.unlink()
+            move_results(tmp, folder, patterns)
         finally:
             shutil.rmtree(tmp)
 
 
+def check_results(folder, patterns):
+    """Check that files that match `patterns` can be written to `folder`."""
+    for pattern in patterns:
+        parent = (folder / pattern).parent
+        if parent.exists() and not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+            raise UserError(f'{parent} is not a writable folder; remove it, '
+                            'or use another --out_dir')
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                raise UserError(f'{path} is a folder, in the way of a result; remove it, '
+                                'or use another --out_dir')
+
+
+def move_results(tmp, folder, patterns):
+    """Move all files below `tmp` to `folder`, then remove others that match `patterns`."""
+    new = {folder / path.relative_to(tmp): path for path in tmp.rglob('*') if path.is_file()}
+    old = {path for pattern in patterns for path in folder.glob(pattern)} - new.keys()
+    for path in new:  # new ones first: at no time is a result missing
+        path.parent.mkdir(exist_ok=True)
+        os.replace(new[path], path)
+    for path in old:
+        path.unlink()
+
+
 def make_folder(path, option):
-    """Create the folder that `option` names, if it is not there, and return its path."""
+    """Create the folder that `option` names, unless it exists, and return its path."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f'{option} {path} cannot be created ({error.strerror}); give another folder') from None
+        raise UserError(f'{option} {path} cannot be created ({error.strerror}); '
+                        'use another folder') from None
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f'{option} {path} cannot be written to; give another folder')
+        raise UserError(f'{option} {path} is not writable; use another folder')
     return Path(path)
-
-
-@contextlib.contextmanager
-def reading(path, complaint, advice):
-    """Context that reads an untrusted file, which may be cut or foreign: whatever that raises is a UserError, "`path` `complaint` …; `advice`".
-
-    Too little memory is no fault of the file, and what the system refuses none of its content: the advice, to replace it, is not for them.
-    """
-    try:
-        yield
-    except Exception as error:  # NumPy, zipfile, zlib, Pillow and PyTorch raise many kinds
-        if isinstance(error, UserError) or is_out_of_memory(error):
-            raise
-        if isinstance(error, OSError) and error.errno:
-            raise UserError(f'{path} cannot be read ({error.strerror}); check its path, its permissions and the disk') from None
-        reason = str(error).strip().partition('\n')[0] or type(error).__name__
-        if re.search('pickle|weights.only', reason, re.I):  # they explain how to read it unsafely
-            reason = 'it holds more than numbers and plain values'
-        raise UserError(f'{path} {complaint} ({reason}); {advice}') from None
 
 
 def write_json(path, value):
@@ -211,21 +230,8 @@ def write_json(path, value):
         tmp.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n')
 
 
-def read_json(path):
-    """Read a JSON file that must hold one object."""
-    try:
-        value = json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise UserError(f'{path} does not exist; name a folder with a trained model') from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f'{path} is not readable as JSON ({error})') from None
-    if not isinstance(value, dict):
-        raise UserError(f'{path} must hold one JSON object, found {type(value).__name__}')
-    return value
-
-
 def write_csv(path, rows):
-    """Write rows, dictionaries with the same keys, as a table with a head."""
+    """Write rows, dictionaries with the same keys, as a table with a header."""
     with replacing(path) as tmp, open(tmp, 'w', newline='') as f:
         table = csv.DictWriter(f, rows[0].keys())
         table.writeheader()
@@ -238,6 +244,42 @@ def write_npz(path, **arrays):
         np.savez_compressed(f, **arrays)
 
 
+# Reading
+
+@contextlib.contextmanager
+def reading(path, complaint, advice):
+    """Context that reads an untrusted file, which may be truncated or foreign.
+
+    Any exception becomes a UserError, "`path` `complaint` (reason); `advice`". Not a lack of
+    memory, which is no fault of the file, and without the advice if the system refused access.
+    """
+    try:
+        yield
+    except Exception as error:  # NumPy, zipfile, zlib, Pillow and PyTorch raise many kinds
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f'{path} cannot be read ({error.strerror}); '
+                            'check path, permissions and disk') from None
+        reason = str(error).strip().partition('\n')[0] or type(error).__name__
+        if re.search('pickle|weights.only', reason, re.I):  # explains how to read it unsafely
+            reason = 'it holds more than numbers and plain values'
+        raise UserError(f'{path} {complaint} ({reason}); {advice}') from None
+
+
+def read_json(path):
+    """Read a JSON file that must hold one object."""
+    try:
+        value = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f'{path} does not exist; use the folder of a trained model') from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f'{path} is not readable as JSON ({error})') from None
+    if not isinstance(value, dict):
+        raise UserError(f'{path} must hold one JSON object, found {type(value).__name__}')
+    return value
+
+
 def sha256(path):
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
@@ -247,19 +289,8 @@ def sha256(path):
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def replacing_folder(path):
-    """As `replacing`, a folder: yield a new temporary one, renamed to `path`, which does not exist, at the end."""
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    shutil.rmtree(tmp, ignore_errors=True)  # of a run that was killed
-    tmp.mkdir()
-    try:
-        yield tmp
-        tmp.rename(path)
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
-
-
 def cores():
-    """Number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    """Number of cores that this process may use."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

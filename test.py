@@ -13,21 +13,55 @@ import torch
 
 import metrics.fvd
 import metrics.lpips
-import pictures
-from args import check_local_rank, complete, load_config, note_lengths, test_parser
+from pictures import frames as pictures
+from args import check_local_rank, fill_from_config, load_config, note_lengths, METRICS, add_i3d_options, add_local_rank_option
 from data import load_test
 from data.stream import chunks
-from distributed import OWN_OPTIONS, join
+from parsing import Parser, add_device_option, euler_steps, frames, nonnegative_int, positive_int, seed
+from distributed import PER_PROCESS_OPTIONS, join
 from files import UserError, make_folder, progress_bar, read_json, replacing_results, run_script, sha256, write_json, write_npz
 from metrics import build_metrics
 from metrics.summary import finite, score_lines, summary
 from model import build_model
 from sampling import Chunk, Futures, LastFrame, draw_noise, evaluate_batch
-from utils import describe, keep_memory, load_model, to_video
+from checkpoint import load_model
+from utils import describe, to_video
 
 N_RANDOM = 5  # samples saved as random_1.npz …
 RESULTS = ['results.json', 'results.npz', *(f'{name}_{end}.npz' for name in metrics.METRICS for end in ('best', 'worst')),
            f'random_[1-{N_RANDOM}].npz', 'cond_rec.npz', 'pictures/video_[0-9]*.png', 'pictures/video_[0-9]*.gif']
+
+
+def test_parser():
+    """Parser of `test.py`."""
+    parser = Parser('Evaluate a trained model on the test set that its configuration names.')
+    parser.add_argument('--xp_dir', required=True, help='folder of the trained model: config.json and the weights')
+    parser.add_argument('--data_dir', required=True, help='folder of the dataset')
+    parser.add_argument('--model_name', default='model.pt', help='weights, in --xp_dir')
+    parser.add_argument('--out_dir', help='where results go; --xp_dir if absent, or its folder baseline_<name> for a --baseline. Earlier results there '
+                                          'are replaced, at the end, if they are of the same protocol; else the call stops before any work')
+    parser.add_argument('--overwrite', action='store_true', help='replace the earlier results in --out_dir, whatever their protocol')
+    parser.add_argument('--metrics', nargs='+', choices=METRICS, default=METRICS, help='scores to compute; the first one chooses what pictures show')
+    parser.add_argument('--lpips_dir', help="folder with torchvision's AlexNet, whole or its features only; torchvision's cache or "
+                                            'download if absent')
+    parser.add_argument('--fvd', action='store_true', help='also compute the Fréchet video distance, of the first random sample')
+    parser.add_argument('--fvd_samples', type=positive_int, default=1, help='random samples of which the mean distance is reported')
+    add_i3d_options(parser)
+    parser.add_argument('--n_samples', type=positive_int, default=100, help='predictions a video, of which the best counts')
+    parser.add_argument('--n_videos', type=positive_int, help='evaluate the first videos of the test set only')
+    parser.add_argument('--nt_cond', type=frames, help='given frames; as trained if absent')
+    parser.add_argument('--nt_gen', type=frames, help='frames, given ones included; as trained (seq_len_test) if absent')
+    parser.add_argument('--n_euler_steps', type=euler_steps, help='Euler steps a predicted frame; as trained if absent')
+    parser.add_argument('--batch_size', type=positive_int, default=16, help='videos at a time; does not change the scores')
+    parser.add_argument('--chunk', type=positive_int, help='frames decoded at a time, at least one of each video of a batch; chosen from the free memory if '
+                                                    'absent, and halved where it does not suffice')
+    add_device_option(parser, several=True)
+    add_local_rank_option(parser)
+    parser.add_argument('--test_seed', '--seed', type=seed, default=1, help='of the noise of all samples; of the weights too, in --baseline untrained')
+    parser.add_argument('--n_pictures', type=nonnegative_int, default=5, help='videos drawn as a strip (PNG) and an animation (GIF)')
+    parser.add_argument('--baseline', choices=['last_frame', 'untrained'],
+                        help='score, instead of the model, the repetition of the last given frame or the model before training')
+    return parser
 
 
 def resolve(argv=None):
@@ -35,7 +69,7 @@ def resolve(argv=None):
     args = test_parser().parse_args(argv)
     check_local_rank(args)
     config = load_config(args.xp_dir)
-    complete(args, config)
+    fill_from_config(args, config)
     if args.baseline == 'last_frame':
         args.n_samples = 1  # it has one future only
     if not args.fvd and (args.i3d_path or args.fvd_samples != 1 or args.fvd_backend != 'torch'):
@@ -215,16 +249,13 @@ def write_scores(folder, scores, fvd, protocol, args):
 
 def main(argv=None):
     with join() as world, contextlib.ExitStack() as stack:
-        args, config = world.call(lambda: resolve(argv))
-        world.agree(vars(args), OWN_OPTIONS)
-        device = world.call(lambda: world.device(args.device))
-        torch.backends.cudnn.allow_tf32 = False  # scores in full float32
-        if device.type == 'cpu':
-            keep_memory()
-        scorers, model, digest, testset, n_videos, fvd = world.call(lambda: prepare(args, config, device, world))
+        args, config = world.local_main_first(lambda: resolve(argv))
+        world.check_equal(vars(args), PER_PROCESS_OPTIONS)
+        device = world.local_main_first(lambda: world.device(args.device))
+        scorers, model, digest, testset, n_videos, fvd = world.local_main_first(lambda: prepare(args, config, device, world))
         protocol = get_protocol(args, config, testset, n_videos, digest, fvd)
-        world.agree(protocol | {'a test set with first video': hashlib.sha256(testset.videos([0]).tobytes()).hexdigest()[:8]})
-        folder = world.call(lambda: open_results(stack, args, protocol) if world.main else None)
+        world.check_equal(protocol | {'a test set with first video': hashlib.sha256(testset.videos([0]).tobytes()).hexdigest()[:8]})
+        folder = world.local_main_first(lambda: open_results(stack, args, protocol) if world.main else None)
         part = world.part(n_videos)
         if world.main:
             announce(args, config, protocol, testset, device, world)

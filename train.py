@@ -16,10 +16,10 @@ import torch
 from args import config_dict, parse_train
 from data import load_train
 from data.stream import BatchStream
-from distributed import OWN_OPTIONS, join
-from files import UserError, WriteError, held, make_folder, run_script, write_json
+from distributed import PER_PROCESS_OPTIONS, join
+from files import UserError, WriteError, exclusive, make_folder, run_script, write_json
 from model import build_model
-from trainer import NotFinite, Trainer, describe_split, read_state, read_weights
+from training.loop import NotFinite, Trainer, describe_split, read_state, read_weights
 from utils import check_compile, describe, keep_memory
 
 
@@ -45,7 +45,7 @@ def check_folder(config):
 def hold_folder(config, stack):
     """Be the only process that trains in the run's folder, which is created if need be, until `stack` is closed."""
     lock = make_folder(config.save_path, '--save_path') / '.train.lock'
-    stack.enter_context(held(lock, f'--save_path {config.save_path}: another process trains there; end it, or give another folder'))
+    stack.enter_context(exclusive(lock, f'--save_path {config.save_path}: another process trains there; end it, or give another folder'))
     stack.callback(lock.unlink, missing_ok=True)
     check_folder(config)  # again, of what came meanwhile
 
@@ -71,8 +71,8 @@ def main(argv=None):
 
 def train(argv, world, stack):
     """Train as one of the processes of `world`, holding the run's folder until `stack` is closed; returns the exit code."""
-    config = world.call(lambda: resolve(argv, world))
-    world.agree(vars(config), OWN_OPTIONS)
+    config = world.local_main_first(lambda: resolve(argv, world))
+    world.check_equal(vars(config), PER_PROCESS_OPTIONS)
     if config.seed is None:
         config.seed = world.share(secrets.randbelow(2 ** 32))
     say = print if world.main else lambda *_, **__: None
@@ -81,23 +81,23 @@ def train(argv, world, stack):
         with torch.device('meta'):  # of any size at once
             say(f'{n_parameters(build_model(config)):,} parameters; nothing was written (--dry_run)')
         return 0
-    device = world.call(lambda: world.device(config.device))
-    world.agree({'a device of type': device.type})
+    device = world.local_main_first(lambda: world.device(config.device))
+    world.check_equal({'a device of type': device.type})
     if device.type == 'cpu':
         keep_memory()
     if config.compile:
-        world.call(lambda: check_compile(device))
-    world.call(lambda: check_folder(config) if world.main else None)
+        world.local_main_first(lambda: check_compile(device))
+    world.local_main_first(lambda: check_folder(config) if world.main else None)
     if config.resume:
-        world.call(lambda: hold_folder(config, stack) if world.main else None)
-    state = world.share(world.call(lambda: read_state(config.save_path) if world.main and config.resume else None))
-    weights = world.share(world.call(lambda: read_weights(config) if world.main and state is None else None))
-    sources = world.call(lambda: load_train(config))
-    world.agree({f'{name} videos': fingerprint(source, config) for name, source in zip(('training', 'validation'), sources)})
-    trainer = world.call(lambda: Trainer(config, sources, device, world, state, weights))
-    world.agree({'numbers of type': trainer.precision.name})
+        world.local_main_first(lambda: hold_folder(config, stack) if world.main else None)
+    state = world.share(world.local_main_first(lambda: read_state(config.save_path) if world.main and config.resume else None))
+    weights = world.share(world.local_main_first(lambda: read_weights(config) if world.main and state is None else None))
+    sources = world.local_main_first(lambda: load_train(config))
+    world.check_equal({f'{name} videos': fingerprint(source, config) for name, source in zip(('training', 'validation'), sources)})
+    trainer = world.local_main_first(lambda: Trainer(config, sources, device, world, state, weights))
+    world.check_equal({'numbers of type': trainer.precision.name})
     if not config.resume:
-        world.call(lambda: begin_run(config, stack) if world.main else None)
+        world.local_main_first(lambda: begin_run(config, stack) if world.main else None)
     if trainer.step == trainer.validated == trainer.n_steps:
         say(f'the run in {config.save_path} is complete: {trainer.step:,} steps')
         return 0

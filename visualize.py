@@ -6,27 +6,148 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import pictures
-from args import VISUALS, complete, load_config, parse_visualize
+from pictures import charts, frames as pictures
+from args import fill_from_config, load_config
+import os
+from typing import NamedTuple
+from parsing import Parser, add_device_option, euler_steps, frames, nonnegative_int, number, positive_int, seed
 from data import load_test
 from files import UserError, make_folder, progress_bar, run_script, write_npz
 from metrics.frame import psnr
 from model import Noise
-from pictures import Heading
+from pictures.frames import Heading
 from preprocessing.convert import find_ffmpeg
 from preprocessing.video import read_video
 from sampling import Best, Chunk, Futures, draw_noise, quantise
-from utils import get_device, load_model, to_video
+from checkpoint import load_model
+from utils import get_device, to_video
 
 N_RANDOM = 3        # random futures that `samples` shows, as evaluation does
 FRAMERATE_ROWS = 6  # frames in the picture of `framerate`
+
+
+class Visual(NamedTuple):
+    """What visualize.py draws, the extensions of its files, those of the files written without --out, and how many videos it takes."""
+    text: str
+    formats: tuple = ('.png', '.gif', '.mp4')
+    usual_formats: tuple = ('.gif',)
+    least: int = 1
+    most: int = None  # any number: each gets files of its own
+    usual: int = 1
+
+    @property
+    def takes(self):
+        """Number of videos, in words."""
+        if self.most is None:
+            return f'{self.least} or more, each drawn to a file of its own'
+        return f'{self.least}' if self.least == self.most else f'{self.least} to {self.most}'
+
+
+VISUALS = {
+    'samples': Visual('futures of a video, with their mean and standard deviation', usual_formats=('.png', '.gif')),
+    'framerate': Visual('frames between the frames, from states at Euler steps'),
+    'swap': Visual('content of each video with the motion of each other one', least=2, most=12, usual=3),
+    'interpolate': Visual('frames between the first ones of two videos', usual_formats=('.png',), least=2, most=2, usual=2),
+    'latent': Visual('states of videos along time, in a plane (PCA)', ('.png',), ('.png',), most=10, usual=4),
+    'predict': Visual('futures of any video, a file or a folder of frames', ('.mp4', '.gif', '.png', '.npz'), ('.mp4',))}
+
+
+def _add_visual(verbs, what):
+    """Add the parser of one WHAT of `visualize.py`."""
+    visual = VISUALS[what]
+    p = verbs.add_parser(what, help=visual.text, description=f'{visual.text[0].upper()}{visual.text[1:]}.')
+    p.add_argument('--xp_dir', required=True, help='folder of the trained model: config.json and the weights')
+    if what == 'predict':
+        p.add_argument('--video', required=True, metavar='PATH', help="video file, or folder of pictures; cut and resized as in the "
+                                                                      "conversion of the model's dataset")
+        p.add_argument('--t_0', type=nonnegative_int, default=0, metavar='T', help='its first given frame, counted as converted')
+    else:
+        p.add_argument('--data_dir', required=True, help='folder of the dataset')
+        p.add_argument('--index', type=nonnegative_int, nargs='+', metavar='I', help=f'videos of the test set, from 0: {visual.takes}; '
+                       f'{" ".join(map(str, range(visual.usual)))} if absent, as far as there are so many')
+    p.add_argument('--out', nargs='+', metavar='FILE', help=f'files to write, {" or ".join(visual.formats)}; '
+                   + ' and '.join(f'<xp_dir>/visualize/{what}{suffix}' for suffix in visual.usual_formats) + ' if absent')
+    p.add_argument('--model_name', default='model.pt', help='weights, in --xp_dir')
+    p.add_argument('--nt_cond', type=frames, metavar='T', help='given frames; as trained if absent')
+    p.add_argument('--nt_gen', type=frames, metavar='T', help='frames, given ones included; as trained (seq_len_test) if absent')
+    if what == 'predict':
+        p.add_argument('--n_samples', type=positive_int, default=5, metavar='N', help='futures')
+    else:
+        p.add_argument('--n_samples', type=positive_int, default=100, metavar='N', help='futures that are drawn; the same seed, number and --nt_gen '
+                                                                                 'give those of test.py')
+    if what in ('framerate', 'swap', 'interpolate', 'latent'):
+        p.add_argument('--sample', type=positive_int, default=1, metavar='K', help='which of them is shown, from 1')
+    if what == 'framerate':
+        p.add_argument('--n_euler_steps', type=number(int, 2), default=4, metavar='N', help='Euler steps, all decoded, a predicted frame')
+    elif what != 'interpolate':
+        p.add_argument('--n_euler_steps', type=euler_steps, metavar='N', help='Euler steps a predicted frame; as trained if absent')
+    if what == 'interpolate':
+        p.add_argument('--steps', type=number(int, 2, 64), default=9, metavar='N', help='decodings, both ends included')
+    if what != 'latent':
+        p.add_argument('--fps', type=number(float, 0.1, 50), default=10 if what == 'framerate' else 5, metavar='F',
+                       help='pictures a second, in a .gif or .mp4; a .gif rounds the time of each to hundredths of a second, at least two (50 a second)')
+    p.add_argument('--seed', type=seed, default=1, help='of the futures (--test_seed of test.py)')
+    add_device_option(p)
+
+
+def visualize_parser():
+    """Parser of `visualize.py`, one below it for each WHAT."""
+    parser = Parser('Draw what a trained model knows. `python visualize.py WHAT --help` lists the options of each.')
+    verbs = parser.add_subparsers(title='WHAT', dest='what', metavar='WHAT', required=True)
+    for what in VISUALS:
+        _add_visual(verbs, what)
+    return parser
+
+
+def parse_visualize(argv=None):
+    """Options of `visualize.py`, checked as far as the model need not be known.
+
+    `out` is a list of Path; `files` has a list of those that are written of each video, or one list of those of all together.
+
+    Raises
+    ------
+    UserError
+    """
+    parser = visualize_parser()
+    args, unknown = parser.parse_known_args(argv)
+    what, visual = args.what, VISUALS[args.what]
+    if unknown:
+        parsers = next(a.choices for a in parser._actions if a.dest == 'what')
+        option = unknown[0].split('=')[0]
+        if owners := [name for name, p in parsers.items() if option in p._option_string_actions]:
+            raise UserError(f'{option} belongs to {", ".join(owners)}, found {what}; leave it out')
+        parsers[what].error(f'unrecognized arguments: {" ".join(unknown)}')
+    args.out = list(map(Path, args.out or [f'{args.xp_dir}/visualize/{what}{suffix}' for suffix in visual.usual_formats]))
+    for path in args.out:
+        if path.suffix.lower() not in visual.formats:
+            raise UserError(f'--out {path}: {what} is written as {" or ".join(visual.formats)}, by the extension of the file; give one of them')
+    if given := getattr(args, 'index', None):
+        if not visual.least <= len(given) <= (visual.most or len(given)):
+            raise UserError(f'--index {" ".join(map(str, given))}: {what} takes {visual.takes} videos, found {len(given)}')
+        if len(set(given)) < len(given):
+            raise UserError(f'--index {" ".join(map(str, given))} names a video twice; give each once')
+    each = visual.most is None and given and len(given) > 1  # a file of each video
+    args.files = [[path.with_name(f'{path.stem}_{i}{path.suffix}') for path in args.out] for i in given] if each else [args.out]
+    for path in sum(args.files, []):
+        if len(os.fsencode(path.name)) > 230:  # file systems allow 255 bytes, of which the temporary file's name takes some
+            raise UserError(f'--out: the name of {path} has {len(os.fsencode(path.name))} bytes; give a name of at most 230')
+        if os.path.isdir(path):
+            raise UserError(f'--out: {path} is a folder; name another file')
+        option = 'video' if what == 'predict' else 'data_dir'
+        source, own, real = map(os.path.realpath, (getattr(args, option), Path(args.xp_dir, 'visualize'), path))
+        if real == source or (os.path.dirname(real) != own and real.startswith(os.path.join(source, ''))
+                              and (what == 'predict' or os.path.exists(real))):
+            raise UserError(f'--out {path} would replace or mix with what --{option} {getattr(args, option)} holds; name another file')
+    if getattr(args, 'sample', 1) > args.n_samples:
+        raise UserError(f'--sample {args.sample} is more than the {args.n_samples} futures (--n_samples) that are drawn')
+    return args
 
 
 def resolve(argv=None):
     """Options of the call and configuration of the model, checked; what was left out comes from the configuration."""
     args = parse_visualize(argv)
     config = load_config(args.xp_dir)
-    complete(args, config)
+    fill_from_config(args, config)
     if args.what == 'predict':
         args.index = [0]  # its futures are drawn as those of the first test video
     args.device = get_device(args.device)
@@ -206,7 +327,7 @@ def latent(model, truth, index, args):
 
     def draw(path):
         names = [f'video {i}' for i in index]
-        plot, colours = pictures.plane(flat.reshape(*y.shape[:2], 2), times, share, max(800, 200 * len(index)))
+        plot, colours = charts.plane(flat.reshape(*y.shape[:2], 2), times, share, max(800, 200 * len(index)))
         headings = [Heading(text, colour) for colour, text in (pictures.moment(t, args.nt_cond) for t in times)]
         frames = pictures.table(list(x.swapaxes(0, 1)), headings, list(map(Heading, names, colours)))
         pictures.write_picture(path, pictures.beside([plot, frames]))
@@ -236,7 +357,6 @@ DRAW = {function.__name__: function for function in (samples, framerate, swap, i
 
 def main(argv=None):
     args, config = resolve(argv)
-    torch.backends.cudnn.allow_tf32 = False  # as in evaluation
     model = load_model(config, Path(args.xp_dir) / args.model_name, args.device)
     truth = get_videos(args, config)
     for path in args.out:

@@ -16,7 +16,7 @@ import torch
 
 import test as test_script
 from args import NT_GEN, config_dict, parse_train
-from benchmarks import plain
+from tests import plain
 from data import load_test
 from data.digits import load_digits
 from data.mmnist import make_test_set
@@ -24,8 +24,9 @@ from distributed import World
 from metrics.lpips import CONVOLUTIONS, LPIPS
 from model import build_model
 from sampling import draw_noise
-from trainer import Trainer
-from utils import keep_memory, save
+from training.loop import Trainer
+from checkpoint import save
+from utils import keep_memory
 
 
 class Sizes(NamedTuple):

@@ -44,7 +44,7 @@ class Clips:
         self.nx, self.nc, self.step = nx, nc, subsampling
         check_frames(videos, nx, nc)
         self.videos = [video for video in videos if len(video) >= self.span(nt)]
-        short = tell_short(videos, self.span(nt))
+        short = describe_short(videos, self.span(nt))
         if not self.videos:
             raise UserError(f'{short}; ask for shorter clips (--seq_len, --seq_len_test), or add longer videos')
         if short and os.environ.get('RANK', '0') == '0':  # of the processes of a job, one tells
@@ -81,7 +81,7 @@ def check_frames(videos, nx, nc):
                             'convert the videos again, or give the right --nc')
 
 
-def tell_short(videos, span):
+def describe_short(videos, span):
     """How many videos have fewer than `span` frames, and which are the first three; empty if there are none."""
     short = [f'{video.path} ({len(video)})' for video in videos if len(video) < span]
     return short and f'{len(short):,} of {len(videos):,} videos have fewer than the {span} frames of a clip: {", ".join(short[:3])}{" …" * (len(short) > 3)}'
@@ -90,7 +90,7 @@ def tell_short(videos, span):
 def check_videos(videos, nx, nc, span):
     """Stop at videos that have not `span` frames of nx x nx and at least nc channels."""
     check_frames(videos, nx, nc)
-    if short := tell_short(videos, span):
+    if short := describe_short(videos, span):
         raise UserError(f'{short}; remove them, or ask for shorter clips (--nt_gen; --seq_len of make_test_set.py)')
 
 

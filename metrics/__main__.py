@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from args import METRICS, NT_GEN, PRESETS, Parser, add_device_option, count, note_lengths, preset_config
+from args import METRICS, NT_GEN, PRESETS, note_lengths, preset_config
+from parsing import Parser, add_device_option, positive_int
 from data import load_test
 from data.stream import chunks
 from files import UserError, progress_bar, run_script, write_json
@@ -14,7 +15,7 @@ from metrics import build_metrics, lpips
 from metrics.summary import finite, score_lines, summary
 from metrics.videos import read_videos
 from sampling import Best
-from utils import describe, get_device, keep_memory, to_video
+from utils import describe, get_device, to_video
 
 
 def get_parser():
@@ -25,12 +26,12 @@ def get_parser():
     parser.add_argument('files', nargs='+', metavar='FILE', help='predictions of all videos; where --metrics comes last, put -- before')
     parser.add_argument('--preset', choices=PRESETS, required=True, help='whose test set, and number of given frames')
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
-    parser.add_argument('--nt_gen', type=count, help='frames, given ones included; if absent, those of the published scores: '
+    parser.add_argument('--nt_gen', type=positive_int, help='frames, given ones included; if absent, those of the published scores: '
                                                      + ', '.join(f'{nt} of {preset}' for preset, nt in NT_GEN.items()))
     parser.add_argument('--metrics', nargs='+', choices=METRICS, default=METRICS, help='scores to compute')
     parser.add_argument('--lpips_dir', help="folder with torchvision's AlexNet, as of test.py")
-    parser.add_argument('--n_videos', type=count, help='score the first videos of the test set only; files may hold no more than these')
-    parser.add_argument('--batch_size', type=count, default=16, help='videos at a time; does not change the scores')
+    parser.add_argument('--n_videos', type=positive_int, help='score the first videos of the test set only; files may hold no more than these')
+    parser.add_argument('--batch_size', type=positive_int, default=16, help='videos at a time; does not change the scores')
     parser.add_argument('--out', metavar='FILE.json', help='new file for scores and protocol')
     add_device_option(parser)
     return parser
@@ -78,9 +79,6 @@ def score(path, testset, n_videos, scorers, args, device, bar):
 def main(argv=None):
     args, config = resolve(argv)
     device = get_device(args.device)
-    torch.backends.cudnn.allow_tf32 = False  # scores in full float32
-    if device.type == 'cpu':
-        keep_memory()
     testset = load_test(config, args.data_dir, args.nt_gen)
     n_videos = args.n_videos or len(testset)
     if n_videos > len(testset):

@@ -9,7 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from files import UserError
-from utils import load
+from checkpoint import load
 
 VERSION = '0.1'
 CHECKPOINT = 'alexnet-owt-7be5be79.pth'  # torchvision's name for the backbone

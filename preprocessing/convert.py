@@ -15,7 +15,7 @@ from typing import Any, Callable
 import numpy as np
 from PIL import Image
 
-from files import UserError, locked, progress_bar, read_json, replacing, replacing_folder, write_json
+from files import UserError, exclusive, progress_bar, read_json, replacing, replacing_folder, write_json
 
 
 class Unreadable(Exception):
@@ -165,7 +165,7 @@ def read_record(path, advice):
 def converting(folder, options):
     """Lock the folder that conversions go to, and remember their options there: other ones would give a mixture."""
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, f'another conversion to {folder} is running; wait until it has ended'):
+    with exclusive(folder / '.conversion.lock', f'another conversion to {folder} is running; wait until it has ended'):
         path = folder / 'conversion.json'
         before = read_record(path, 'remove it, and the converted videos too unless they were made by the same options')
         for key in options.keys() & before.keys():

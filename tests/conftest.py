@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import imageio_ffmpeg
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / 'tests' / 'golden'
 sys.path.insert(0, str(ROOT))
+
+from files import run_script  # noqa: E402
 
 DEVICES = [torch.device('cpu'), *[torch.device('cuda', 0)] * torch.cuda.is_available()]
 
@@ -102,3 +105,21 @@ def server(tmp_path):
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         yield folder, f'http://127.0.0.1:{httpd.server_port}/'
         httpd.shutdown()
+
+
+class Result(NamedTuple):
+    """How a script ended."""
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(capsys):
+    """Function that runs the `main` of a script in this process as its command line would."""
+    def run(main, *argv):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_script(lambda: main(list(map(str, argv))))
+        return Result(end.value.code or 0, *capsys.readouterr())
+    return run

@@ -15,7 +15,8 @@ import data
 import metrics
 import module
 import train
-from args import PRESETS, config_dict, load_config, number, parse_train, preset_config
+from args import PRESETS, config_dict, load_config, parse_train, preset_config
+from parsing import number
 from conftest import ROOT, TINY
 from files import UserError
 from utils import get_device

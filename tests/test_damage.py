@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 
 import damage
-import network_picture
-import pictures
-from args import EXPERIMENTS, config_dict, load_config, parse_train
+from damage import EXPERIMENTS
+from pictures import network as network_picture
+from pictures import charts, frames as pictures
+from args import config_dict, load_config, parse_train
 from conftest import ROOT, TINY, read_video
 from data import load_clip, load_test
 from damage import DRAW, Weights, choose_entries, draw_damage
@@ -31,7 +32,8 @@ from files import UserError, replacing_results
 from metrics.frame import psnr, ssim
 from model import build_model
 from sampling import Futures, draw_noise, quantise
-from utils import load_weights, to_video
+from checkpoint import load_weights
+from utils import to_video
 
 OPTIONS = ['--nt_gen', '6', '--n_iterations', '4', '--n_damages', '30']
 RESULTS = {'prediction.mp4', 'network.mp4', 'network', 'damage.csv', 'damage.png', 'damage.npz', 'damage.json'}
@@ -497,7 +499,7 @@ def test_curves_show_mean_and_standard_deviation_without_infinite_values(tmp_pat
     monkeypatch.setattr(Axes, 'plot', lambda self, x, y, *_, **__: lines.append(y))
     monkeypatch.setattr(Axes, 'fill_between', lambda self, x, low, high, **_: bands.append((low, high)))
     values = np.array([[1., math.inf, math.inf, math.nan], [3, math.inf, 5, 5]])
-    pictures.curves(tmp_path / 'a.png', 'x', np.arange(4), {'y': {'': values}})
+    charts.curves(tmp_path / 'a.png', 'x', np.arange(4), {'y': {'': values}})
     for found, first in ((lines[0], 2), (bands[0][0], 1), (bands[0][1], 3)):
         assert found.tolist() == [first, None, 5, None]  # what is not a number is not passed over
 

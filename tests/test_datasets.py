@@ -26,7 +26,7 @@ from data.clips import Clips, get_fold
 from data.kth import CLASSES
 from data.stream import BatchStream
 from data.video import ArrayVideo, NpzVideo, PngVideo, find_video, find_videos
-from files import UserError, locked, replacing_folder
+from files import UserError, exclusive, replacing_folder
 from preprocessing.convert import Job, Unreadable, decode, find_ffmpeg
 from preprocessing.folder import convert as folder_convert
 from preprocessing.human import convert as human_convert, make_test_set as human_test_set
@@ -225,7 +225,7 @@ def test_split_is_made_by_one_conversion_at_a_time_and_checked(tmp_path, monkeyp
     def convert():
         return folder_convert.main(['--data_dir', str(source), '--out_dir', str(out), '--image_size', '8'])
     out.mkdir()
-    with monkeypatch.context() as m, locked(out, ''):
+    with monkeypatch.context() as m, exclusive(out / ".conversion.lock", ""):
         m.setattr(folder_convert, 'split', None)
         with pytest.raises(UserError, match='another conversion to .*out is running'):
             convert()

@@ -9,13 +9,13 @@ import torch
 
 import damage
 import train
-import trainer
+from training import loop as trainer
 import visualize
 from conftest import DEVICES, TINY, steps
-from precision import has_bfloat16
+from training.precision import has_bfloat16
 from test_damage import OPTIONS as DAMAGE, table
 from test_evaluation import arrays, evaluate
-from utils import load
+from checkpoint import load
 
 STEPS = steps(10, 5)
 

@@ -17,7 +17,7 @@ import train
 from conftest import ROOT, TINY, steps, wait_for_rows
 from distributed import World, join
 from files import UserError
-from utils import load
+from checkpoint import load
 
 # Five videos a batch: parts of two and three. Batches by one process first, that downloads and errors happen once.
 OPTIONS = [*TINY, *steps(8, 4), '--batch_size', '5', '--val_interval', '6', '--n_samples_test', '3']
@@ -166,7 +166,8 @@ def test_machine_that_fails_ends_the_other_one(tmp_path):
     script.write_text(f"""
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-import train, trainer
+import train
+from training import loop as trainer
 def validation_psnr(*args):
     if os.environ['RANK'] == '1':
         raise ValueError('a message of process 1')
@@ -232,7 +233,8 @@ def test_resume_with_another_number_of_processes(before, after, alone, tmp_path,
     script.write_text(f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
-import train, trainer
+import train
+from training import loop as trainer
 step = trainer.Trainer.train_step
 def stopping(self, *args):
     if self.step == 6 and self.world.rank == self.world.size - 1:  # one process alone is told
@@ -264,7 +266,8 @@ def test_sigterm_to_the_launcher_saves_the_state_once(tmp_path):
     script.write_text(f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-import train, trainer
+import train
+from training import loop as trainer
 for name in ('save', 'write'):
     def counting(path, value, function=getattr(trainer, name)):
         open({str(saves)!r}, 'a').write(path.name.strip('.').split('.pt')[0] + '.pt\\n')
@@ -298,7 +301,8 @@ def test_process_that_fails_ends_the_job_with_its_message(tmp_path):
     script.write_text(f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-import train, trainer
+import train
+from training import loop as trainer
 step = trainer.Trainer.train_step
 def failing(self, *args):
     if self.step == 3 and self.world.rank == 1:

@@ -21,7 +21,8 @@ from model import build_model
 from sampling import Futures, draw_noise, quantise
 from test_metrics import random_backbone
 from files import UserError, replacing_results, sha256, write_npz
-from utils import load_model, load_weights, to_video
+from checkpoint import load_model, load_weights
+from utils import to_video
 
 spec = importlib.util.spec_from_file_location('srvp_test', ROOT / 'test.py')  # `test` is also a package of Python's own
 evaluation = importlib.util.module_from_spec(spec)

@@ -11,7 +11,7 @@ import train
 from conftest import TINY, steps
 from files import UserError
 from test_evaluation import evaluate
-from utils import load
+from checkpoint import load
 
 
 @pytest.fixture(scope='module')

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import module
 from args import parse_train
-from benchmarks import plain
+from tests import plain
 from conftest import TINY
 from files import UserError
 from metrics import PSNR, SSIM

@@ -18,14 +18,14 @@ import torch
 import torchvision
 from tensorboardX.record_writer import RecordWriter
 
-import log
+from training import log
 import train
-import trainer
+from training import loop as trainer
 from args import load_config
 from conftest import ROOT, TINY, steps, wait_for_rows
 from model import build_model
 from files import UserError, run_script
-from utils import load, load_weights, save
+from checkpoint import load, load_weights, save
 
 STEPS = steps(60, 20)
 

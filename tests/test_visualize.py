@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-import pictures
+from pictures import charts, frames as pictures
 import visualize
-from args import VISUALS, config_dict, load_config, parse_train
+from visualize import VISUALS
+from args import config_dict, load_config, parse_train
 from conftest import ROOT, read_video, stirred
 from data import load_test
 from files import UserError, write_json
@@ -28,7 +29,8 @@ from preprocessing.kth import convert as kth_convert
 from preprocessing.video import read_video as read_given
 from sampling import Chunk, Futures, draw_noise, quantise
 from test_datasets import encode
-from utils import load_weights, to_video
+from checkpoint import load_weights
+from utils import to_video
 
 SIDE = 64 * pictures.SCALE
 PITCH = SIDE + pictures.GAP  # of cells without borders
@@ -296,7 +298,7 @@ def test_pca_is_that_of_the_covariance(tmp_path):
 @pytest.mark.parametrize('nt_cond', [1, 3, 5])
 def test_plane_has_dots_of_given_states_only(nt_cond):
     y = np.stack([np.arange(8.), np.arange(8.) ** 2 / 8], 1)[:, None]  # from left to right
-    picture, colours = pictures.plane(y, [0, nt_cond, 7], [0.9, 0.1])
+    picture, colours = charts.plane(y, [0, nt_cond, 7], [0.9, 0.1])
     filled = np.lib.stride_tricks.sliding_window_view((np.asarray(picture) == colours[0]).all(-1), (5, 5)).all((-1, -2))
     x = np.flatnonzero(filled.any(0))
     left = x[np.diff(x, prepend=-99) > 9]
@@ -305,7 +307,7 @@ def test_plane_has_dots_of_given_states_only(nt_cond):
 
 def test_latent_shows_paths_and_frames(grey, data_dir, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(pictures, 'plane', lambda *args, plane=pictures.plane: seen.append(args) or plane(*args))
+    monkeypatch.setattr(charts, 'plane', lambda *args, plane=charts.plane: seen.append(args) or plane(*args))
     draw('latent', grey, '--data_dir', data_dir, '--index', 5, 2, '--nt_gen', 8, '--n_samples', 3, '--out', tmp_path / 'a.png')
     model, _, futures = plain(grey, data_dir, [5, 2], 3, 8)
     y = torch.cat([futures.y_given, futures.y])[:, 0]
@@ -323,7 +325,7 @@ def test_latent_shows_paths_and_frames(grey, data_dir, tmp_path, monkeypatch):
 
 def test_latent_shows_a_single_predicted_frame_once(grey, data_dir, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(pictures, 'plane', lambda *args, plane=pictures.plane: seen.append(('plane', args[1])) or plane(*args))
+    monkeypatch.setattr(charts, 'plane', lambda *args, plane=charts.plane: seen.append(('plane', args[1])) or plane(*args))
     monkeypatch.setattr(pictures, 'table', lambda *args, table=pictures.table: seen.append(('table', [h.text for h in args[1]])) or table(*args))
     draw('latent', grey, '--data_dir', data_dir, '--index', 5, '--nt_gen', 4, '--n_samples', 2, '--out', tmp_path / 'a.png')
     assert seen == [('plane', [0, 3]), ('table', ['t = 0 (given)', 't = 3 (predicted)'])]

@@ -9,7 +9,6 @@ from files import UserError, progress_bar
 from metrics.fvd import tfhub, weights
 from metrics.fvd.frechet import frechet_distance
 from metrics.fvd.i3d import I3D, MIN_FRAMES, preprocess
-from utils import keep_memory
 
 MIN_VIDEOS = 16
 EMBEDDING = 'logits of I3D, Kinetics-400 (TF-Hub deepmind/i3d-kinetics-400/1, RGB/inception_i3d/Mean:0)'
@@ -30,8 +29,6 @@ class Embedding:
         self.device = torch.device(device)
         self.sha256 = weights.sha256(state)
         self._i3d = I3D(state).to(self.device)
-        if self.device.type == 'cpu':
-            keep_memory()
 
     @torch.inference_mode()
     def __call__(self, videos):

@@ -1,6 +1,7 @@
 """Fréchet video distance of two files: `python -m metrics.fvd A.npz B.npz`."""
 
-from args import Parser, add_device_option, add_i3d_options, count
+from args import add_i3d_options
+from parsing import Parser, add_device_option, positive_int
 from files import run_script
 from metrics.fvd import EMBEDDING, build_embedding, check_sets, fvd
 from metrics.videos import read_videos
@@ -13,7 +14,7 @@ def get_parser():
                     'too: put them before the predicted ones, or use test.py --fvd.', prog='python -m metrics.fvd')
     parser.add_argument('files', nargs=2, metavar='FILE', help='one set of videos each')
     add_i3d_options(parser)
-    parser.add_argument('--batch_size', type=count, default=16, help='videos read at a time')
+    parser.add_argument('--batch_size', type=positive_int, default=16, help='videos read at a time')
     add_device_option(parser)
     return parser
 

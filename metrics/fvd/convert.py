@@ -1,6 +1,6 @@
 """Convert the TF-Hub module of I3D to PyTorch: `python -m metrics.fvd.convert MODULE`. TensorFlow runs in a process of its own."""
 
-from args import Parser
+from parsing import Parser
 from files import run_script
 from metrics.fvd import weights
 

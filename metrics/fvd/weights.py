@@ -11,7 +11,7 @@ import torch
 from files import UserError, WriteError
 from metrics.fvd import tfhub
 from metrics.fvd.i3d import N_LOGITS, units
-from utils import load, save
+from checkpoint import load, save
 
 URL = 'https://tfhub.dev/deepmind/i3d-kinetics-400/1?tf-hub-format=compressed'
 ARCHIVE = 'i3d-kinetics-400_1.tar.gz'  # what it is saved as

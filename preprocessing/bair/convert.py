@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # called by its path, as published
 
-from args import Parser
+from parsing import Parser
 from files import UserError, cores, replacing_folder, run_script
 from preprocessing.convert import Job, Unreadable, follow_parent, run_jobs, write_array, write_pngs
 

@@ -2,7 +2,7 @@
 
 import shlex
 
-from args import Parser
+from parsing import Parser
 from files import make_folder, run_script
 from preprocessing.download import check_space, downloaded, fetch, remove_empty, untar
 

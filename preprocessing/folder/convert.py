@@ -13,7 +13,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from args import Parser, count, number, seed
+from parsing import Parser, number, positive_int, seed
 from files import UserError, cores, make_folder, run_script, write_json
 from preprocessing.convert import Job, Unreadable, converting, decode, read_record, resized, run_locked, write_array
 
@@ -119,7 +119,7 @@ def get_parser():
                     'OUT/test, split at random by video.')
     parser.add_argument('--data_dir', required=True, help='folder of your videos')
     parser.add_argument('--out_dir', required=True, help='folder of the result, for --data_dir of train.py and test.py')
-    parser.add_argument('--image_size', type=count, default=64, help='width and height of frames (the model takes 64)')
+    parser.add_argument('--image_size', type=positive_int, default=64, help='width and height of frames (the model takes 64)')
     parser.add_argument('--gray', action='store_true', help='one channel instead of three')
     parser.add_argument('--val', type=number(float, 0, 1), default=0.05, help='share of the videos for validation; at least one')
     parser.add_argument('--test', type=number(float, 0, 1), default=0.1, help='share of the videos for the test; at least one')

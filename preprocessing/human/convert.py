@@ -9,7 +9,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # called by its path, as published
 
-from args import Parser, count
+from parsing import Parser, positive_int
 from files import UserError, cores, run_script, write_npz
 from preprocessing.convert import Job, Unreadable, decode, resized, run_jobs, write_array
 
@@ -36,7 +36,7 @@ def write_published(target, frames, filename, subject):
 def get_parser():
     parser = Parser('Convert the videos DIR/S<id>/Videos/*.mp4 of Human3.6M to DIR/train and DIR/test.')
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
-    parser.add_argument('--image_size', type=count, default=64, help='width and height of frames')
+    parser.add_argument('--image_size', type=positive_int, default=64, help='width and height of frames')
     parser.add_argument('--layout', choices=['array', 'published'], default='array', help='one .npy a video, or, as published, one .npz')
     return parser
 

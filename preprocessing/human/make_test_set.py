@@ -9,7 +9,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # called by its path, as published
 
-from args import Parser, count, seed
+from parsing import Parser, positive_int, seed
 from data.clips import check_videos
 from data.human import find_converted
 from files import UserError, progress_bar, replacing_folder, run_script, write_npz
@@ -40,9 +40,9 @@ def draw_clips(lengths, size, span, seed):
 def get_parser():
     parser = Parser('Draw clips of the test videos and write DIR/test_set_<seq_len>_<subsampling>/test_<i>.npz.')
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
-    parser.add_argument('--size', type=count, default=1000, help='clips')
-    parser.add_argument('--seq_len', type=count, default=53, help='frames used of a clip')
-    parser.add_argument('--subsampling', type=count, default=8, help='one frame in this many is used; those between are saved too')
+    parser.add_argument('--size', type=positive_int, default=1000, help='clips')
+    parser.add_argument('--seq_len', type=positive_int, default=53, help='frames used of a clip')
+    parser.add_argument('--subsampling', type=positive_int, default=8, help='one frame in this many is used; those between are saved too')
     parser.add_argument('--seed', type=seed, default=42)
     return parser
 

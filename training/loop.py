@@ -13,11 +13,12 @@ import torch
 from data.stream import BatchStream, chunks, make_loader
 from distributed import StopSignal, distribute
 from files import UserError, progress_bar, replacing
-from log import TERMS, RunLog
+from training.log import TERMS, RunLog
 from model import build_model, loss
-from precision import Precision, amp_dtype, build_precision
+from training.precision import Precision, amp_dtype, build_precision
 from sampling import Chunk, draw_noise, validation_psnr
-from utils import load, load_model, save, stream_generator, to_video, write
+from checkpoint import load, load_model, save, write
+from utils import stream_generator, to_video
 
 
 class Stopped(Exception):

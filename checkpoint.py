@@ -1,0 +1,80 @@
+"""Weights on disk: reading and writing tensors, and models with their weights."""
+
+import os
+
+import torch
+
+from files import UserError, reading, replacing
+from model import build_model
+
+
+def write(path, value):
+    """Write tensors, in dictionaries and lists, by `torch.save`."""
+    try:
+        with open(path, 'wb') as f:  # given a path, PyTorch hides the reason why it cannot write
+            torch.save(value, f)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # what PyTorch was handling
+            raise error.__context__ from None
+        raise
+
+
+def save(path, value):
+    """As `write`, but `path` is never seen half-written."""
+    with replacing(path) as tmp:
+        write(tmp, value)
+
+
+def load(path):
+    """Read what `save` wrote, on the CPU. The file is untrusted: tensors and plain values only."""
+    if not os.path.exists(path):
+        raise UserError(f'{path} does not exist')
+    with reading(path, 'is not a readable weights file', 'use another one'):
+        value = torch.load(path, map_location='cpu', weights_only=True)
+        for name, v in value.items() if isinstance(value, dict) else ():
+            if isinstance(v, torch.Tensor) and not is_plain(v):
+                raise ValueError(f'{name} is a sparse, meta, quantised or complex tensor')
+        return value
+
+
+def is_plain(tensor):
+    """Whether a tensor is a dense array of real numbers."""
+    return (tensor.layout == torch.strided
+            and not (tensor.is_meta or tensor.is_quantized or tensor.is_complex()))
+
+
+def load_weights(model, path):
+    """Load a `state_dict`, published or our own, into `model`.
+
+    A model on the meta device gets memory only once the weights are known to fit.
+    """
+    state = load(path)
+    if not (isinstance(state, dict) and all(
+            isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())):
+        raise UserError(f'{path} is not a plain state_dict (tensors by parameter name)')
+    expected = model.state_dict()
+    wrong = sorted(k for k in expected.keys() | state.keys()
+                   if not fits(state.get(k), expected.get(k)))
+    if wrong:
+        raise UserError(
+            f'{path} does not fit the configuration: {len(wrong)} of {len(expected)} parameters '
+            f'are missing, unexpected or of another shape or type, the first is {wrong[0]}; '
+            'check that config.json belongs to it')
+    if next(model.parameters()).is_meta:
+        model.to_empty(device='cpu')  # keeps the memory layout
+    model.load_state_dict(state)
+
+
+def fits(found, expected):
+    """Whether a tensor can be loaded in place of another one; None stands for no tensor."""
+    return (found is not None and expected is not None and found.shape == expected.shape
+            and found.is_floating_point() == expected.is_floating_point())
+
+
+def load_model(config, path, device):
+    """Trained SRVP model of a configuration, in evaluation mode, without gradients."""
+    # On the meta device: initialising takes time, and a foreign config.json may ask for absurd sizes
+    with torch.device('meta'):
+        model = build_model(config)
+    load_weights(model, path)
+    return model.to(device).eval().requires_grad_(False)

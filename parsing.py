@@ -1,0 +1,106 @@
+"""Argument parsing: a parser with clear errors, argument types, and options of many scripts."""
+
+import argparse
+import difflib
+import re
+
+import configargparse
+
+from files import UserError
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Formatter that shows defaults other than None and keeps subcommands on one line each."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+    def add_argument(self, action):
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):  # argparse forgets their indent
+            width = self._current_indent + 2 + max(map(len, action.choices))
+            self._action_max_length = max(self._action_max_length, width)
+
+
+class Parser(configargparse.ArgumentParser):
+    """Parser that shows defaults, takes no abbreviations, and raises errors as a `UserError`."""
+
+    def __init__(self, description, **kwargs):
+        super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False,
+                         **kwargs)
+
+    def get_possible_config_keys(self, action):
+        # Otherwise `no-skipco: true` in a file would mean `skipco: true`
+        keys = super().get_possible_config_keys(action)
+        return [key for key in keys if not key.lstrip('-').startswith('no-')]
+
+    def error(self, message):
+        if unknown := re.match(r'unrecognized arguments: (--[^\s=]+)', message):
+            near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
+            hint = f'did you mean {near[0]}?' if near else '--help lists them'
+            message = f'unknown option {unknown[1]}; {hint}'
+        elif flag := re.fullmatch(r'argument --([^/ ]+)\S*: ignored explicit argument .*', message):
+            message = (f'--{flag[1]} takes no value; '
+                       f'in a file, write {flag[1]}: true or {flag[1]}: false')
+        elif re.match(r'the following arguments are required: .*--ny\b', message):
+            message += '; --preset provides those of a published model'
+        raise UserError(' '.join(message.split()))  # YAML errors span five lines
+
+
+# Argument types
+
+def number(kind, low=None, high=None, open_low=False):
+    """Argument type: a finite number of `kind` (int or float) in [low, high], or (low, high]."""
+    what = 'a whole number' if kind is int else 'a number'
+    if low is not None:
+        what += f' greater than {low}' if open_low else f' of at least {low}'
+    if high is not None:
+        what += f' and at most {high}'
+
+    def is_in_range(value):
+        return (abs(value) < float('inf')  # False for NaN
+                and (low is None or value > low or (value == low and not open_low))
+                and (high is None or value <= high))
+
+    def parse(text):
+        try:
+            if is_in_range(value := kind(text)):
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f'expected {what}, found {text!r}')
+    return parse
+
+
+positive_int = number(int, 1)
+nonnegative_int = number(int, 0)
+positive_float = number(float, 0, open_low=True)
+nonnegative_float = number(float, 0)
+# Upper bounds far above any use: beyond them, memory or time would not suffice
+size = number(int, 1, 10_000)
+layers = number(int, 1, 100)
+euler_steps = number(int, 1, 1000)
+frames = number(int, 1, 100_000)
+speed = number(int, 1, 64)  # of digits: faster ones would bounce without end
+seed = number(int, 0, 2 ** 32 - 1)
+
+
+def device(text):
+    """Argument type of `--device`."""
+    return text if text == 'cpu' else nonnegative_int(text)
+
+
+# Options
+
+def flag(group, name, **kwargs):
+    """Add `--name` and `--no-name`, which reverts what a preset, a file or the resumed run sets."""
+    group.add_argument(name, action=argparse.BooleanOptionalAction, **{'default': False} | kwargs)
+
+
+def add_device_option(parser, several=False):
+    """Add `--device`: one device or, with `several`, a list with one per process of a machine."""
+    text = 'CUDA device, or cpu; default: the CPU'
+    if several:
+        text += '; under torchrun, one per process of the machine'
+    parser.add_argument('--device', type=device, metavar='N', nargs='+' if several else None,
+                        help=text)
