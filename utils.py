@@ -34,10 +34,11 @@ def stream_generator(seed, stream, index):
 
 # Devices
 
-def get_device(index):
-    """Device of `--device`, ready to compute: None or 'cpu' is the CPU, a number a CUDA device.
+def get_device(index, allow_tf32=False):
+    """Device of `--device`, ready for use: None or 'cpu' is the CPU, a number a CUDA device.
 
-    On CPUs, freed memory is kept for later use. On GPUs, cuDNN computes in full float32.
+    On CPUs, freed memory is kept (`keep_memory`). On GPUs, convolutions are computed in full
+    float32, or in TF32 if it is allowed.
     """
     if index in (None, 'cpu'):
         keep_memory()
@@ -46,7 +47,7 @@ def get_device(index):
     if not 0 <= index < found:
         raise UserError(f'--device {index}: {found} CUDA devices found; '
                         'choose one of them, or --device cpu')
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = allow_tf32
     torch.cuda.set_device(index)
     return torch.device('cuda', index)
 
