@@ -139,13 +139,13 @@ class World:
                             'choose different ones')
         return get_device(devices[self.local_rank], **kwargs)
 
-    def check_equal(self, facts):
+    def check_equal(self, facts, ignore=()):
         """Raise a UserError in all processes unless these facts, by name, are equal in all."""
         everyone = self.gather(facts)
 
         def compare():
             for rank, theirs in enumerate(everyone):
-                for key in sorted(facts):
+                for key in sorted(facts.keys() - set(ignore)):
                     if theirs[key] != facts[key]:
                         raise UserError(f'process {rank} has {key} {theirs[key]}, process '
                                         f'{self.rank} has {facts[key]}; they must be the same')

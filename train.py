@@ -39,7 +39,7 @@ def main(argv=None):
         if config.dry_run:
             dry_run(config, world)
             return 0
-        world.check_equal(facts)
+        world.check_equal(facts, ignore=PER_PROCESS_OPTIONS)
         trainer.synchronise()
         world.local_main_first(lambda: begin(config, world, stack))
         return train(trainer, config, world)
@@ -73,10 +73,10 @@ def prepare(argv, seed, world, stack):
             lock_folder(config, stack)
     sources = load_train(config)
     trainer = Trainer(config, sources, device, world)
-    facts = {k: v for k, v in vars(config).items() if k not in PER_PROCESS_OPTIONS}
-    facts |= {'a device of type': device.type, 'numbers of type': trainer.precision.name,
-              'training videos': fingerprint(sources[0], config),
-              'validation videos': fingerprint(sources[1], config)}
+    facts = {**vars(config),
+             'a device of type': device.type, 'numbers of type': trainer.precision.name,
+             'training videos': fingerprint(sources[0], config),
+             'validation videos': fingerprint(sources[1], config)}
     if world.main:
         state = read_state(config.save_path) if config.resume else None
         if state is not None:
