@@ -40,11 +40,9 @@ PARSERS = {
         'preprocessing.bair.download', 'preprocessing.bair.convert',
         'preprocessing.folder.convert')},
 }
-PROGRAMS = {'python', 'torchrun', 'bash', 'make'}
-OTHERS = {'source', 'export'}  # first words of lines that are not checked
-# Options of other programs: Slurm, TensorBoard, pytest; and of `None` above
+# Options of other programs (Slurm, TensorBoard) and of `None` above
 OTHER_OPTIONS = {'--nodes', '--ntasks-per-node', '--gpus-per-node', '--cpus-per-task', '--signal',
-                 '--logdir', '--durations', '--dist', '--parts', '--repeats'}
+                 '--logdir', '--parts', '--repeats'}
 
 
 class Command(NamedTuple):
@@ -89,14 +87,13 @@ def words(text):
     while re.match(r'\w+=', found[0]):  # environment variables
         found = found[1:]
     if found[0] == 'srun':
-        found = found[next(i for i, word in enumerate(found) if word in PROGRAMS):]
+        found = found[next(i for i, word in enumerate(found) if word in CHECKS):]
     return found
 
 
 def get_parser(name):
     """Parser of a script or module; None if it is inside its main."""
     if PARSERS[name] is None:
-        assert importlib.util.find_spec(name), f'{name} does not exist'
         return None
     module, function = PARSERS[name]
     return getattr(importlib.import_module(module), function)()
@@ -105,33 +102,32 @@ def get_parser(name):
 def check(text):
     """Raise a UserError for a command that the repository would refuse."""
     program, *argv = words(text)
-    if program in OTHERS:
-        return
-    if program == 'make':
-        return check_make(argv)
-    if program == 'bash':
-        script, *argv = argv
-        if not (ROOT / script).is_file():
-            raise UserError(f'{script} does not exist')
-        return check_script(script.replace('.sh', '.py'), argv)
-    if program == 'torchrun' or argv[:2] == ['-m', 'torch.distributed.launch']:
-        return check_torchrun(argv if program == 'torchrun' else argv[2:])
-    if program != 'python':
+    if argv[:1] == ['-m'] and argv[1] in MODULES:
+        program, argv = MODULES[argv[1]], argv[2:]
+    if program in CHECKS:
+        CHECKS[program](argv)
+    elif program not in OTHERS:
         raise UserError(f'unknown program {program}')
-    if argv[:2] == ['-m', 'pytest']:
-        if missing := [path for path in argv[2:] if not (ROOT / path).exists()]:
-            raise UserError(f'{missing[0]} does not exist')
-        return
-    if argv[0] == '-m':
-        return check_script(f'{argv[1].replace(".", "/")}.py', argv[2:])
-    check_script(argv[0], argv[1:])
 
 
 def check_make(argv):
     targets = re.findall(r'^(\w+):', (ROOT / 'Makefile').read_text(), re.M)
     for target in argv:
-        if target not in targets and not target.startswith('PYTHON='):
+        if target not in targets:
             raise UserError(f'make has no target {target}')
+
+
+def check_pytest(argv):
+    for path in argv:
+        if not (ROOT / path).exists():
+            raise UserError(f'{path} does not exist')
+
+
+def check_bash(argv):
+    script, *argv = argv
+    if not (ROOT / script).is_file():
+        raise UserError(f'{script} does not exist')
+    check_script(script.replace('.sh', '.py'), argv)
 
 
 def check_torchrun(argv):
@@ -142,6 +138,13 @@ def check_torchrun(argv):
     check_script(parsed.training_script, parsed.training_script_args)
 
 
+def check_python(argv):
+    if argv[0] == '-m':
+        check_script(f'{argv[1].replace(".", "/")}.py', argv[2:])
+    else:
+        check_script(argv[0], argv[1:])
+
+
 def check_script(path, argv):
     """Check the arguments of a script or module, given by its path."""
     name = path.removesuffix('.py').replace('/', '.')
@@ -149,9 +152,11 @@ def check_script(path, argv):
         raise UserError(f'{path} is not a script of this repository')
     if not ((ROOT / path).is_file() or (ROOT / path.removesuffix('.py') / '__main__.py').is_file()):
         raise UserError(f'{path} does not exist')
-    parser = get_parser(name)
-    if parser is None or not argv:  # without arguments, only the program is mentioned
+    if not argv:  # only the program is mentioned
         return
+    parser = get_parser(name)
+    if parser is None:
+        raise UserError(f'{name} has no parser to check {argv} with')
     if name == 'train' and not {'--resume', '--help'} & set(argv):
         parse_train(argv)  # resolves presets and files, and checks options against each other
         return
@@ -162,6 +167,12 @@ def check_script(path, argv):
         parser.parse_args(argv)
     except SystemExit:  # --help
         pass
+
+
+MODULES = {'torch.distributed.launch': 'torchrun', 'pytest': 'pytest'}  # programs run with -m
+CHECKS = {'make': check_make, 'pytest': check_pytest, 'bash': check_bash,
+          'torchrun': check_torchrun, 'python': check_python}
+OTHERS = {'source', 'export'}  # not checked
 
 
 def all_parsers():
@@ -222,6 +233,7 @@ def test_every_script_is_documented():
      '--save_path $RUN', 'kht'),
     ('OMP_NUM_THREADS=4 python -m torch.distributed.launch --nproc_per_node=4 train.py '
      '--preset kth --data_dir $DATA --save_path $RUN --layers 3', '--layers'),
+    ('python -m benchmarks --fast', 'no parser'),
     ('python -m pytest tests/test_modle.py', 'test_modle.py'),
     ('make tests', 'tests'),
     ('sudo make test', 'sudo')])
@@ -241,7 +253,16 @@ def test_extraction():
 
 
 @each_page
+def test_code_blocks_are_of_known_languages(page):
+    text = page.read_text()
+    assert text.count('```') == 2 * len(fences(text))
+    assert {kind for kind, _ in fences(text)} <= {'sh', 'python', 'bibtex'}
+
+
+@each_page
 def test_options_in_text_exist(page):
+    if page.name == 'CHANGELOG.md':
+        return  # may name what was removed
     known = {option for parser in all_parsers() for option in parser._option_string_actions}
     text = page.read_text()
     code = [*spans(text), *(code for kind, code in fences(text) if kind == 'sh')]
@@ -275,6 +296,8 @@ def test_all_pages_and_pictures_are_linked():
 
 @each_page
 def test_source_files_in_text_exist(page):
+    if page.name == 'CHANGELOG.md':
+        return  # may name what was removed
     for span in spans(page.read_text()):
         for name in re.findall(r'^[a-z][a-z0-9_/]*(?:\.py|\.yaml|\.sh|/)$', span):
             assert (ROOT / name).exists(), f'{page.name} names {name}'
