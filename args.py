@@ -9,12 +9,12 @@ import os
 import sys
 from pathlib import Path
 
-import configargparse
 import yaml
 
 from files import UserError, read_json
 from parsing import (
     Parser,
+    YAMLFile,
     add_device_option,
     euler_steps,
     flag,
@@ -84,7 +84,7 @@ def train_parser():
     """Parser of `train.py`."""
     parser = Parser('Train SRVP. Options on the command line override those of the --config file, '
                     'which override those of --preset.',
-                    config_file_parser_class=configargparse.YAMLConfigFileParser)
+                    config_file_parser_class=YAMLFile)
     add_run_options(parser.add_argument_group('Run'))
     add_network_options(parser.add_argument_group('Model'))
     add_loss_options(parser.add_argument_group('Loss and optimisation'))
@@ -305,7 +305,7 @@ def check_value(value, action):
 
 def preset_config(preset):
     """Configuration of a preset, without folders."""
-    return parse_train(['--preset', preset, '--data_dir', '', '--save_path', ''])
+    return parse_train(['--preset', preset, '--data_dir', '.', '--save_path', '.'])
 
 
 def check_frames(config, where='--'):

@@ -1,10 +1,11 @@
 """Weights on disk: write and read tensors, load models."""
 
 import os
+import zipfile
 
 import torch
 
-from files import UserError, reading, replacing
+from files import UserError, check_archive, reading, replacing
 from model import build_model
 
 
@@ -30,6 +31,8 @@ def load(path):
     if not os.path.exists(path):
         raise UserError(f'{path} does not exist')
     with reading(path, 'is not a readable weights file', 'use another one'):
+        if zipfile.is_zipfile(path):  # not those of PyTorch before 1.6
+            check_archive(path)
         value = torch.load(path, map_location='cpu', weights_only=True)
         for name, v in value.items() if isinstance(value, dict) else ():
             if isinstance(v, torch.Tensor) and not is_plain(v):
@@ -57,9 +60,19 @@ def load_weights(model, path):
             f'{path} does not fit the configuration: {len(wrong)} of {len(expected)} parameters '
             f'are missing, unexpected or of another shape or type, the first is {wrong[0]}; '
             'check that config.json belongs to it')
+    check_values(state, path)
     if next(model.parameters()).is_meta:
         model.to_empty(device='cpu')  # keeps channels last
     model.load_state_dict(state)
+
+
+def check_values(state, path):
+    """Raise a UserError unless all values are finite and variances not negative."""
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise UserError(f'{path}: {name} has values that are not finite; use other weights')
+        if name.endswith('running_var') and (value < 0).any():
+            raise UserError(f'{path}: {name} has negative variances; use other weights')
 
 
 def fits(found, expected):

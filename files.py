@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,18 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 # Errors
 
+MAX_MESSAGE = 400  # characters
+
+
 class UserError(Exception):
     """Bad input. The message is one sentence: option or file, what was found, what to do."""
+
+    def __str__(self):
+        """The message, without the middle of what was found if that is very long."""
+        text = super().__str__()
+        if len(text) <= MAX_MESSAGE:
+            return text
+        return f'{text[:MAX_MESSAGE - 100]} […] {text[-95:]}'
 
 
 class WriteError(UserError):
@@ -266,6 +277,16 @@ def reading(path, complaint, advice):
         if re.search('pickle|weights.only', reason, re.I):  # would suggest an unsafe way
             reason = 'it holds more than tensors and plain values'
         raise UserError(f'{path} {complaint} ({reason}); {advice}') from None
+
+
+def check_archive(path):
+    """Raise a ValueError if a member of a zip archive (.pt, .npz) does not match its checksum.
+
+    Neither PyTorch nor NumPy look at the checksums.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f'{damaged} in it does not match its checksum: the file is damaged')
 
 
 def read_json(path):

@@ -6,8 +6,9 @@ import re
 import sys
 
 import configargparse
+import yaml
 
-from files import UserError
+from files import UserError, reading
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -23,12 +24,43 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
             self._action_max_length = max(self._action_max_length, width)
 
 
+class YAMLFile(configargparse.ConfigFileParser):
+    """A YAML file of options: values, or lists of values, by name."""
+
+    def get_syntax_description(self):
+        return 'YAML: values, or lists of values, by option name.'
+
+    def parse(self, stream):
+        advice = 'write one "option: value" per line'
+        with reading(stream.name, 'is not a YAML file of options', advice):
+            content = yaml.safe_load(stream)
+            if not isinstance(content, dict):
+                raise ValueError(f'it holds a {type(content).__name__}')
+            for key, value in content.items():
+                parts = value if isinstance(value, list) else [value]
+                if not isinstance(key, str) or any(isinstance(v, list | dict) for v in parts):
+                    raise ValueError(f'{str(key)[:50]!r} is not an option with a value')
+            return {k: v if isinstance(v, list) else str(v)
+                    for k, v in content.items() if v is not None}
+
+
 class Parser(configargparse.ArgumentParser):
     """Parser that shows defaults, rejects abbreviations, and raises a `UserError`."""
 
     def __init__(self, description, **kwargs):
         super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False,
                          **kwargs)
+        # Also -1e3 after an option is its value
+        self._negative_number_matcher = re.compile(r'-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$', re.I)
+
+    def parse_known_args(self, *args, **kwargs):
+        options, rest = super().parse_known_args(*args, **kwargs)
+        for name, value in vars(options).items():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and (not text or '\0' in text):
+                    found = 'a NUL character' if text else 'an empty string'
+                    self.error(f'--{name}: expected a value, found {found}')
+        return options, rest
 
     def get_possible_config_keys(self, action):
         # Otherwise `no-skipco: true` in a file would mean `skipco: true`

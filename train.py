@@ -158,13 +158,15 @@ def train(trainer, config, world):
     try:
         received = trainer.run()
     except NotFinite as error:
-        saved = f'the last good state is of step {trainer.saved[0]:,}' if trainer.saved else \
-            'no state was saved'
         if world.main:
-            print(f'error: {error} is not finite; {saved}; a lower --lr may help', file=sys.stderr)
+            print(f'error: {error} is not finite; {advise(trainer)}', file=sys.stderr)
         return 1
     except WriteError as error:
-        raise UserError(f'{error} and continue with --resume') from None
+        again = ' and continue with --resume' if trainer.step > 0 or config.resume else ''
+        raise UserError(f'{error}{again}') from None
+    finally:
+        if trainer.step == 0 and world.main and not config.resume:
+            remove_run(config.save_path)
     if received is not None:
         launcher = f'torchrun --nproc_per_node={world.local_size}' if world.size > 1 else 'python'
         say(f'stopped after step {trainer.step:,}; continue with: '
@@ -173,6 +175,22 @@ def train(trainer, config, world):
     say(f'done: best validation PSNR {trainer.best:.2f} dB; '
         f'weights in {config.save_path}: model.pt (last), model_best.pt')
     return 0
+
+
+def advise(trainer):
+    """What to do about a loss or a weight that is not finite."""
+    if trainer.step == 0:
+        return 'check --obs_scale, --beta_y, --beta_z, --l2_res and --weights'
+    saved = f'the last good state is of step {trainer.saved[0]:,}' if trainer.saved else None
+    return f'{saved or "no state was saved"}; a lower --lr may help'
+
+
+def remove_run(folder):
+    """Remove what a run wrote before its first step, so that it can be started again."""
+    folder = Path(folder)
+    for pattern in ('config.json', 'log.csv', 'events.out.tfevents.*'):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 if __name__ == '__main__':

@@ -3,6 +3,8 @@
 import contextlib
 import csv
 import io
+import itertools
+import os
 import re
 import time
 from pathlib import Path
@@ -11,7 +13,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from files import WriteError, reading, replacing, writing
+from files import WriteError, replacing, writing
 
 TERMS = ['loss', 'nll', 'kl_y_0', 'kl_z', 'res']
 COLUMNS = ['step', *TERMS, 'lr', 'steps_per_s', 'val_psnr', 'best_psnr']
@@ -72,14 +74,28 @@ class RunLog:
         self.tensorboard = Scalars(folder, step + 1)
 
     def _read(self, step, validated):
-        """Complete rows up to a step; a row truncated by a kill lacks columns."""
-        with reading(self.path, 'is not the log of a run', 'move it away'):
-            with open(self.path, newline='') as f:
-                rows = list(csv.DictReader(f))
+        """Complete rows up to a step; a row truncated by a kill lacks columns.
+
+        A log that cannot be read is moved aside.
+        """
+        try:
+            with writing(self.path), open(self.path, newline='') as f:
+                table = csv.DictReader(f)
+                if table.fieldnames != COLUMNS:
+                    raise ValueError('it has other columns')
+                rows = list(table)
             return [row for row in rows
                     if list(row) == COLUMNS and None not in row.values()
                     and re.fullmatch('[0-9]+', row['step'])
                     and int(row['step']) <= (validated if row['val_psnr'] else step)]
+        except (ValueError, csv.Error) as error:
+            aside = next(p for i in itertools.count(1)
+                         if not os.path.lexists(p := f'{self.path}.{i}'))
+            with writing(aside, self.path):
+                os.rename(self.path, aside)
+            print(f'note: {self.path} is not the log of a run ({error}); it is now {aside}, '
+                  'and a new one begins')
+            return []
 
     def write(self, step, **values):
         """Write one row; missing columns stay empty."""

@@ -17,7 +17,14 @@ from model import build_model, loss
 from sampling import Chunk, draw_noise, validation_psnr
 from training.log import TERMS, RunLog
 from training.precision import Precision, amp_dtype, build_precision
-from training.state import describe_split, restore_optimizer, write_state
+from training.state import (
+    FORMAT,
+    check_identity,
+    describe_split,
+    identity,
+    restore_optimizer,
+    write_state,
+)
 from utils import stream_generator, to_video
 
 
@@ -77,6 +84,7 @@ class Trainer:
     def state(self):
         """All that a resumed run needs."""
         return {
+            'format': FORMAT, 'config': identity(self.config),
             'model': self.model.state_dict(), 'optimizer': self.optimizer.state_dict(),
             'precision': self.precision.state_dict(), 'dtype': self.precision.name,
             'step': self.step, 'validated': self.validated, 'score': self.score, 'best': self.best,
@@ -105,6 +113,7 @@ class Trainer:
 
     def _restore(self, state):
         """Restore everything; returns the numbers of processes and parts that shared a batch."""
+        check_identity(state, self.config)
         self.model.load_state_dict(state['model'])
         scaled = bool(state['precision'])
         restore_optimizer(self.optimizer, state['optimizer'], scaled)

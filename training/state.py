@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from args import FREE_ON_RESUME, config_dict
 from checkpoint import load, save, write
 from files import UserError, replacing
 
@@ -13,6 +14,24 @@ def describe_split(processes, accumulate):
     """What a batch is split into, for messages."""
     text = '1 process' if processes == 1 else f'{processes} processes'
     return text if accumulate == 1 else f'{text} with {accumulate} parts each'
+
+
+FORMAT = 2  # of state.pt; 1 had neither this number nor the configuration
+
+
+def identity(config):
+    """What a run cannot change when it is resumed, as it stands in its state."""
+    return {k: v for k, v in config_dict(config).items() if k not in FREE_ON_RESUME}
+
+
+def check_identity(state, config):
+    """Raise a ValueError if a state belongs to a run of another configuration."""
+    if (found := state.get('format', 1)) not in (1, FORMAT):
+        raise ValueError(f'its format is {found}, expected {FORMAT}')
+    expected, found = identity(config), state.get('config', {})
+    for key in sorted(expected.keys() & found.keys()):
+        if found[key] != expected[key]:
+            raise ValueError(f'it has {key} {found[key]}, config.json has {expected[key]}')
 
 
 def write_state(folder, state):
