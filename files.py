@@ -4,6 +4,7 @@ import contextlib
 import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -59,8 +60,14 @@ def run_script(main):
     A `UserError`, a full disk or running out of memory prints one sentence and exits with code 2,
     Ctrl-C exits with 130; other exceptions keep their traceback.
     """
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.reconfigure(errors='backslashreplace')  # file names may not be valid text
+    for fd in (0, 1, 2):  # a file opened under the number of a closed stream would get its output
+        with contextlib.suppress(OSError):
+            os.fstat(fd)
+            continue
+        os.open(os.devnull, os.O_RDWR)
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is not None and getattr(sys, name) is getattr(sys, f'__{name}__'):
+            setattr(sys, name, open_output(getattr(sys, name)))
     try:
         sys.exit(main())
     except BrokenPipeError:  # `| head`, or `| tee` after Ctrl-C
@@ -78,6 +85,25 @@ def run_script(main):
         sys.exit(2)
 
 
+class _Output(io.FileIO):
+    """File of an output stream that drops what cannot be written: a full disk ends no run."""
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in DISK_FULL | {errno.EIO}:
+                raise
+            return len(data)
+
+
+def open_output(stream):
+    """Standard output stream that survives a full disk and names of files that are no text."""
+    raw = _Output(stream.fileno(), 'w', closefd=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, 'backslashreplace',
+                            line_buffering=stream.line_buffering)
+
+
 def explain(error):
     """Sentence for an error that the user can fix, None for any other."""
     if isinstance(error, UserError):
@@ -85,7 +111,7 @@ def explain(error):
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return str(WriteError.of(error.filename or 'a file', error))
     if is_out_of_memory(error):
-        reason = str(error).strip().partition('\n')[0]
+        reason = str(error).strip().partition('\n')[0] or type(error).__name__
         return (f'out of memory ({reason}); use a smaller --batch_size, fewer samples or a smaller '
                 'model')
     return None
@@ -109,7 +135,9 @@ class _LineStream:
 
 def progress_bar(*args, **kwargs):
     """`tqdm` on stderr; outside a terminal, one line every 30 seconds."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None:  # closed
+        kwargs['disable'] = True
+    elif not sys.stderr.isatty():
         kwargs |= {'file': _LineStream(), 'mininterval': 30}
     return tqdm(*args, dynamic_ncols=True, **kwargs)
 

@@ -161,6 +161,12 @@ def train(trainer, config, world):
         if world.main:
             print(f'error: {error} is not finite; {advise(trainer)}', file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        print(f'error: a process that loads data died ({error}); {last_state(trainer)}; '
+              'continue with --resume', file=sys.stderr)
+        return 1
     except WriteError as error:
         again = ' and continue with --resume' if trainer.step > 0 or config.resume else ''
         raise UserError(f'{error}{again}') from None
@@ -181,8 +187,13 @@ def advise(trainer):
     """What to do about a loss or a weight that is not finite."""
     if trainer.step == 0:
         return 'check --obs_scale, --beta_y, --beta_z, --l2_res and --weights'
-    saved = f'the last good state is of step {trainer.saved[0]:,}' if trainer.saved else None
-    return f'{saved or "no state was saved"}; a lower --lr may help'
+    return f'{last_state(trainer)}; a lower --lr may help'
+
+
+def last_state(trainer):
+    if trainer.saved is None:
+        return 'no state was saved'
+    return f'the last good state is of step {trainer.saved[0]:,}'
 
 
 def remove_run(folder):
