@@ -27,7 +27,7 @@ from files import UserError, WriteError, exclusive, make_folder, run_script, wri
 from model import build_model
 from training.loop import NotFinite, Trainer
 from training.state import describe_split, read_state
-from utils import check_compile, describe
+from utils import check_compile, describe, require_memory
 
 
 def main(argv=None):
@@ -67,6 +67,7 @@ def prepare(argv, seed, world, stack):
     device = world.device(config.device, allow_tf32=True)
     if config.compile:
         check_compile(device)
+    check_memory(config, device, world)
     if world.main:
         check_folder(config)
         if config.resume:
@@ -93,6 +94,18 @@ def check_batch(config, world):
         raise UserError(f'--batch_size {config.batch_size}: '
                         f'{describe_split(world.size, config.accumulate)} need at least one video '
                         'each; use a larger batch')
+
+
+def check_memory(config, device, world):
+    """Check a lower bound of what a step needs: weights, Adam's moments, widest activations."""
+    with torch.device('meta'):
+        model = build_model(config)
+    videos = max(config.batch_size // (world.size * config.accumulate), 1)
+    floats = 4 * n_parameters(model) + videos * config.seq_len * model.decoder.widest
+    require_memory(4 * floats, device, 'use a smaller --batch_size, --seq_len or model')
+    samples = config.batch_size_test * config.n_samples_test * config.seq_len_test
+    require_memory(4 * samples * (config.ny * config.n_euler_steps + config.nz), device,
+                   'use a smaller --batch_size_test, --n_samples_test or --seq_len_test')
 
 
 def fingerprint(source, config):
