@@ -1,0 +1,234 @@
+"""What hostile users, damaged files and full disks must not achieve: wrong results in silence."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, steps
+
+import damage
+import export
+import test as evaluation_script
+import train
+from args import parse_train, preset_config
+from checkpoint import load, save
+from files import MAX_MESSAGE, UserError, check_archive, run_script
+
+
+def flip(path, rng):
+    """Flip a random bit of a file."""
+    data = bytearray(path.read_bytes())
+    bit = rng.randint(8 * len(data))
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def same(a, b):
+    """Whether two values, tensors in dictionaries and lists, are equal."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    return a == b
+
+
+def options(folder, *more):
+    return [*TINY, *steps(4, 0), '--n_workers', '0', '--data_dir', str(folder.parent),
+            '--save_path', str(folder), *more]
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('trained') / 'run'
+    assert train.main(options(folder)) == 0
+    return folder
+
+
+# Damaged files
+
+@pytest.mark.parametrize('name', ['model.pt', 'state.pt'])
+def test_flipped_bits_of_tensors_are_found_or_without_effect(name, trained, tmp_path):
+    expected = load(trained / name)
+    rng, found = np.random.RandomState(0), 0
+    for i in range(40):
+        path = shutil.copy(trained / name, tmp_path / f'{i}.pt')
+        flip(tmp_path / f'{i}.pt', rng)
+        try:
+            value = load(path)
+        except UserError as error:
+            assert str(tmp_path / f'{i}.pt') in str(error)
+            found += 1
+            continue
+        assert same(value, expected)  # the bit was in padding
+    assert found > 10
+
+
+def test_checksums_of_archives(tmp_path):
+    path = tmp_path / 'a.npz'
+    np.savez(path, samples=np.arange(10_000))
+    check_archive(path)
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match='samples.npy in it does not match its checksum'):
+        check_archive(path)
+
+
+@pytest.mark.parametrize('value, sentence', [
+    (float('inf'), 'has values that are not finite'), (float('nan'), 'has values that are not'),
+    (-1., 'has negative variances')])
+@pytest.mark.parametrize('script', [evaluation_script, damage, export])
+def test_absurd_weights_are_refused(script, value, sentence, trained, tmp_path, call):
+    folder = shutil.copytree(trained, tmp_path / 'run')
+    state = load(folder / 'model.pt')
+    name = next(k for k in state if k.endswith('running_var'))
+    state[name][0] = value
+    save(folder / 'model.pt', state)
+    argv = ['--xp_dir', folder, '--out_dir', tmp_path / 'out']
+    if script is not export:
+        argv += ['--data_dir', tmp_path]
+    if script is evaluation_script:
+        argv += ['--metrics', 'psnr']
+    result = call(script.main, *argv)
+    assert result.code == 2 and f'model.pt: {name} {sentence}' in result.err
+    assert not (tmp_path / 'out').exists()
+
+
+# States of other runs
+
+def test_state_of_another_run_is_refused(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / 'run')
+    state = load(folder / 'state.pt')
+    assert state['config']['seed'] == 3
+    for key, value in (('seed', 4), ('lr', 0.5), ('beta_z', 7.)):
+        save(folder / 'state.pt', {**state, 'config': {**state['config'], key: value}, 'step': 2})
+        with pytest.raises(UserError, match=f'it has {key} {value}, config.json has '):
+            train.main(['--resume', '--save_path', str(folder)])
+    save(folder / 'state.pt', {**state, 'format': 3})
+    with pytest.raises(UserError, match='its format is 3, expected 2'):
+        train.main(['--resume', '--save_path', str(folder)])
+    old = {k: v for k, v in state.items() if k not in ('format', 'config')}  # of version 1
+    save(folder / 'state.pt', {**old, 'step': 2, 'validated': 0})
+    assert train.main(['--resume', '--save_path', str(folder)]) == 0
+
+
+def test_run_without_a_step_leaves_nothing_behind(tmp_path, call):
+    folder = tmp_path / 'run'
+    for more in (['--obs_scale', '1e-30'], ['--beta_z', '1e308']):
+        result = call(train.main, *options(folder, *more))
+        assert result.code == 1
+        assert 'the loss of step 1 is not finite; check --obs_scale' in result.err
+        assert not list(folder.iterdir())
+    assert train.main(options(folder)) == 0
+
+
+# Command lines
+
+@pytest.mark.parametrize('argv', [
+    ['--weights', ''], ['--save_path', ''], ['--data_dir', ''], ['--config', '']])
+def test_empty_values_are_errors(argv, tmp_path):
+    with pytest.raises(UserError, match='--config|expected a value, found an empty string'):
+        parse_train([*options(tmp_path / 'run'), *argv])
+
+
+def test_exponents_are_values(tmp_path):
+    args = damage.damage_parser().parse_args(
+        ['--xp_dir', 'a', '--data_dir', 'b', '--damage_low', '-1e3', '--damage_high', '-1.5E-2'])
+    assert (args.damage_low, args.damage_high) == (-1000, -0.015)
+
+
+@pytest.mark.parametrize('content', [
+    '1: 2', 'ny: {a: 1}', '? [1, 2]\n: 3', '[' * 5000, 'ny: 2024-99-99', '\x00', '- a', 'ny: [[1]]',
+    'a: &a [x, x]\nb: &b [*a, *a]\nny: [*b, *b]', 'a' * 1_000_000])
+def test_strange_configuration_files_are_sentences(content, tmp_path):
+    path = tmp_path / 'options.yaml'
+    path.write_text(content)
+    with pytest.raises(UserError, match='options.yaml') as error:
+        parse_train([*options(tmp_path / 'run'), '--config', str(path)])
+    assert len(str(error.value)) <= MAX_MESSAGE + 10 and '\n' not in str(error.value)
+
+
+def test_long_values_are_shortened_in_messages(tmp_path):
+    with pytest.raises(UserError, match='--nf') as error:
+        parse_train(options(tmp_path / 'run', '--nf', '9' * 100_000 + 'x'))
+    assert len(str(error.value)) <= MAX_MESSAGE + 10
+
+
+@pytest.mark.parametrize('more', [
+    ['--batch_size', '10000000000'], ['--seq_len', '100000'], ['--nf', '10000'],
+    ['--n_samples_test', '1000000000']])
+def test_more_than_the_memory_is_refused_before_any_file(more, tmp_path, call):
+    result = call(train.main, '--preset', 'smmnist', '--digits', 'mnist5k', '--data_dir', tmp_path,
+                  '--save_path', tmp_path / 'run', *more)
+    assert result.code == 2 and not (tmp_path / 'run').exists()
+    assert 'this takes at least ' in result.err and 'use a smaller --' in result.err
+
+
+def test_presets_need_far_less_than_a_small_machine(monkeypatch):
+    import distributed
+    import utils
+    monkeypatch.setattr(utils, 'memory_of', lambda device: 8e9)
+    for preset in ('smmnist', 'kth', 'human', 'bair'):
+        train.check_memory(preset_config(preset), torch.device('cpu'), distributed.World())
+
+
+# Outputs and logs
+
+@pytest.mark.parametrize('redirection', ['>/dev/full', '2>/dev/full', '>&-', '2>&-', '>&- 2>&-'])
+def test_full_and_closed_outputs_do_not_end_a_run(redirection, tmp_path):
+    done, script = tmp_path / 'done', tmp_path / 'script.py'
+    script.write_text(f'''
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from files import progress_bar, run_script
+def main():
+    for _ in progress_bar(range(3)):
+        print('x' * 10_000, flush=True)
+    with open({str(done)!r}, 'w') as f:
+        f.write(str(f.fileno()))
+run_script(main)
+''')
+    code = subprocess.run(['bash', '-c', f'{sys.executable} {script} {redirection}'],
+                          capture_output=True).returncode
+    assert code == 0 and int(done.read_text()) > 2
+
+
+def test_unexpected_errors_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_script(lambda: 1 / 0)
+
+
+def test_unreadable_log_is_moved_aside(trained, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / 'run')
+    state = load(folder / 'state.pt')
+    rows = (folder / 'log.csv').read_bytes()
+    for i, content in enumerate((b'\xff' + rows, rows.replace(b'kl_z', b'kl_{', 1)), 1):
+        (folder / 'log.csv').write_bytes(content)
+        save(folder / 'state.pt', {**state, 'step': 2, 'validated': 0})
+        assert train.main(['--resume', '--save_path', str(folder)]) == 0
+        assert (folder / f'log.csv.{i}').read_bytes() == content
+        assert f'it is now {folder}/log.csv.{i}, and a new one begins' in capsys.readouterr().out
+
+
+def test_dead_data_worker_is_a_sentence(tmp_path, call, monkeypatch):
+    from data import stream
+    real = stream.BatchStream.__getitem__
+
+    def getitem(self, videos):
+        if self.stream == 'train' and videos.start >= 6:
+            os.kill(os.getpid(), 9)
+        return real(self, videos)
+    monkeypatch.setattr(stream.BatchStream, '__getitem__', getitem)
+    folder = tmp_path / 'run'
+    argv = options(folder, '--n_workers', '1', '--state_interval', '1')
+    result = call(train.main, *argv)
+    assert result.code == 1 and 'Traceback' not in result.err
+    assert 'error: a process that loads data died (' in result.err
+    assert 'Killed' in result.err and 'continue with --resume' in result.err
+    assert load(folder / 'state.pt')['step'] >= 1
+    monkeypatch.setattr(stream.BatchStream, '__getitem__', real)
+    assert train.main(['--resume', '--save_path', str(folder)]) == 0
