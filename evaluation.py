@@ -24,7 +24,7 @@ from files import (
 )
 from metrics import METRICS
 from metrics.scoring import LastFrame, Scorer, concatenate
-from metrics.summary import finite, score_lines, summary
+from metrics.summary import count, finite, score_lines, summary
 from model import build_model
 from pictures import frames as pictures
 from sampling import Chunk, Futures, draw_noise
@@ -173,13 +173,8 @@ def check_earlier(task):
 
 def flatten(protocol):
     """Protocol without nesting: 'fvd samples' is the entry 'samples' of 'fvd'."""
-    flat = {}
-    for key, value in protocol.items():
-        if isinstance(value, dict):
-            flat |= {f'{key} {name}': v for name, v in value.items()}
-        else:
-            flat[key] = value
-    return flat
+    fvd = {f'fvd {name}': value for name, value in protocol.get('fvd', {}).items()}
+    return {name: value for name, value in protocol.items() if name != 'fvd'} | fvd
 
 
 # Evaluation
@@ -190,15 +185,16 @@ def announce(task, world):
     what = f'evaluating {args.baseline or args.model_name} on {describe(task.scorer.device)}'
     if world.size > 1:
         what += f' and {world.size - 1} more'
-    task.scorer.announce(what, f', {args.n_samples} samples, {args.n_euler_steps} Euler steps per '
-                               f'frame, seed {args.test_seed}')
+    task.scorer.announce(what, f', {count(args.n_samples, "sample")}, '
+                               f'{count(args.n_euler_steps, "Euler step")} per frame, '
+                               f'seed {args.test_seed}')
     if task.fvd is not None:
         p = task.protocol['fvd']
-        samples = 'sample' if p['samples'] == 1 else 'samples'
         backend = 'TensorFlow' if p['backend'] == 'tfhub' else 'PyTorch'
-        print(f'FVD: {p["frames"]} frames, {args.nt_cond} conditioning frames included, '
+        given = count(args.nt_cond, 'conditioning frame')
+        print(f'FVD: {p["frames"]} frames, {given} included, '
               f'{p["resolution"][0]} x {p["resolution"][1]}, {p["clips"]} clips, '
-              f'{p["samples"]} random {samples}, seed {p["seed"]}\n'
+              f'{count(p["samples"], "random sample")}, seed {p["seed"]}\n'
               f'     {p["embedding"]}, {backend}, weights {p["weights_sha256"]}', flush=True)
 
 
@@ -244,22 +240,23 @@ def evaluate_part(task, part, bar):
     """As `evaluate`, for the videos of a range. Updates the Fréchet video distance."""
     args, scores, samples = task.args, [], {}
     n_random = max(N_RANDOM, args.fvd_samples)
-    for batch in task.scorer.batches(part, predictor(task), n_random, bar.update):
-        if any(np.isnan(score).any() for score in batch.scores.values()):
+    batches = task.scorer.batches(part, predictor(task), n_random, bar.update)
+    for indices, truth, batch_scores, frames in batches:
+        if any(np.isnan(score).any() for score in batch_scores.values()):
             raise UserError(f'{args.model_name} predicts NaN: its weights are damaged; '
                             'use another checkpoint')
-        scores.append(batch.scores)
+        scores.append(batch_scores)
         bar.set_postfix({name: f'{s.mean():.4f}' for name, s in concatenate(scores).items()})
         if task.fvd is not None:
-            random = [batch.frames[f'random_{k + 1}'] for k in range(args.fvd_samples)]
-            task.fvd.update(batch.truth[:args.nt_cond], batch.truth[args.nt_cond:], random)
+            random = [frames[f'random_{k + 1}'] for k in range(args.fvd_samples)]
+            task.fvd.update(truth[:args.nt_cond], truth[args.nt_cond:], random)
         for k in range(N_RANDOM, args.fvd_samples):
-            del batch.frames[f'random_{k + 1}']  # not saved
-        for name, frames in batch.frames.items():
+            del frames[f'random_{k + 1}']  # not saved
+        for name, video in frames.items():
             if name not in samples:
-                samples[name] = np.empty((len(part), len(frames), *frames.shape[2:]), np.uint8)
-            first = batch.indices.start - part.start
-            samples[name][first:first + len(batch.indices)] = frames.swapaxes(0, 1)
+                samples[name] = np.empty((len(part), len(video), *video.shape[2:]), np.uint8)
+            first = indices.start - part.start
+            samples[name][first:first + len(indices)] = video.swapaxes(0, 1)
     return concatenate(scores), samples
 
 

@@ -111,8 +111,10 @@ def resolve(argv=None):
 
 
 def main(argv=None):
-    if 'LOCAL_RANK' not in os.environ:  # processes of a launcher parse together, to fail once
-        test_parser().parse_args(argv)  # --help and misspelt options need not wait for PyTorch
+    # --help and misspelt options are answered before PyTorch is imported. Processes of a launcher
+    # parse together instead, so that an error is printed once.
+    if 'LOCAL_RANK' not in os.environ:
+        test_parser().parse_args(argv)
     from evaluation import run
     run(lambda: resolve(argv))
 

@@ -96,7 +96,7 @@ def score(path, scorer, on_sample):
         batch = np.array(predictions[indices.start:indices.stop]).swapaxes(0, 1)
         return FixedFutures(given, [to_video(torch.from_numpy(batch), scorer.device)])
     batches = scorer.batches(range(scorer.n_videos), predict, on_sample=on_sample)
-    return concatenate([batch.scores for batch in batches])
+    return concatenate([scores for _, _, scores, _ in batches])
 
 
 def main(argv=None):

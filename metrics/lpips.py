@@ -140,11 +140,9 @@ class LPIPS(nn.Module):
 
     def distance(self, features_x, features_y):
         """LPIPS (N,) of frames, from their features."""
-        total = 0
-        for i, (a, b) in enumerate(zip(features_x, features_y)):
-            weight = getattr(self, f'linear_{i}')
-            total = total + torch.einsum('nchw,c->n', (a - b) ** 2, weight) / a[0, 0].numel()
-        return total
+        weights = [getattr(self, f'linear_{i}') for i in range(len(CONVOLUTIONS))]
+        return sum(torch.einsum('nchw,c->n', (a - b) ** 2, w) / a[0, 0].numel()
+                   for a, b, w in zip(features_x, features_y, weights))
 
     def prepare(self, y):
         """Target for `__call__`, from true frames y (T, B, C, H, W)."""

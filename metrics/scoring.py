@@ -1,7 +1,5 @@
 """Score predictions of a test set: best and worst sample of each video."""
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 
@@ -11,6 +9,7 @@ from data.stream import chunks
 from files import UserError
 from metrics import build_metrics
 from metrics.lpips import VERSION
+from metrics.summary import count
 from utils import to_video
 
 
@@ -114,14 +113,6 @@ def evaluate_batch(futures, target, metrics, n_random=5, on_sample=lambda n_vide
     return {name: b.score for name, b in best.items()}, frames
 
 
-class Batch(NamedTuple):
-    """Scored batch of B videos; the dictionaries are those of `evaluate_batch`."""
-    indices: range  # in the test set
-    truth: np.ndarray  # uint8 (nt_gen, B, H, W, C)
-    scores: dict  # of arrays (B,)
-    frames: dict  # of uint8 arrays (T, B, H, W, C)
-
-
 def concatenate(scores):
     """Scores (N,) of all videos by metric, from the list of those of each batch."""
     return {name: np.concatenate([batch[name] for batch in scores]) for name in scores[0]}
@@ -156,8 +147,9 @@ class Scorer:
     def announce(self, what, details=''):
         """Print what is about to be computed."""
         args = self.args
-        print(f'{what}: {self.n_videos} videos of {self.config.dataset}, {args.nt_cond} '
-              f'conditioning frames, {args.nt_gen - args.nt_cond} predicted frames{details}\n'
+        print(f'{what}: {count(self.n_videos, "video")} of {self.config.dataset}, '
+              f'{count(args.nt_cond, "conditioning frame")}, '
+              f'{count(args.nt_gen - args.nt_cond, "predicted frame")}{details}\n'
               f'test set: {self.testset.path}', flush=True)
         note_lengths(args, self.config)
         if 'lpips' in args.metrics:
@@ -184,7 +176,11 @@ class Scorer:
 
         Yields
         ------
-        Batch
+        indices : range
+        truth : uint8 array (nt_gen, B, H, W, C)
+        scores : dict of arrays (B,)
+        frames : dict of uint8 arrays (T, B, H, W, C)
+            Both as in `evaluate_batch`.
         """
         nt_cond = self.args.nt_cond
         for indices in chunks(videos, self.args.batch_size):
@@ -192,6 +188,5 @@ class Scorer:
             x = to_video(torch.from_numpy(truth), self.device)
             futures = predict(indices, x[:nt_cond])
             scores, frames = evaluate_batch(futures, x[nt_cond:], self.metrics, n_random, on_sample)
-            yield Batch(
-                indices, truth, {name: score.cpu().numpy() for name, score in scores.items()},
-                {name: x.permute(0, 1, 3, 4, 2).cpu().numpy() for name, x in frames.items()})
+            yield (indices, truth, {name: score.cpu().numpy() for name, score in scores.items()},
+                   {name: x.permute(0, 1, 3, 4, 2).cpu().numpy() for name, x in frames.items()})

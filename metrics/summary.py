@@ -1,10 +1,15 @@
-"""Summary of the scores of all videos."""
+"""Summary of the scores of all videos, and other text."""
 
 import math
 
 import numpy as np
 
 from metrics import METRICS
+
+
+def count(n, noun):
+    """'1 sample' or '2 samples'."""
+    return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
 
 
 def summary(scores):

@@ -67,9 +67,10 @@ def import_graph(folder):
 
 def load(variables, session):
     """Set all variables of the graph."""
-    for variable in v1.global_variables():
-        variable.load(variables.pop(variable.op.name), session)
-    assert not variables, variables.keys()
+    initializers = {v.initializer: v.op.name for v in v1.global_variables()}
+    assert sorted(initializers.values()) == sorted(variables)
+    session.run(list(initializers), {op.inputs[1]: variables[name]
+                                     for op, name in initializers.items()})
 
 
 def main(variables, folder, graph=None):

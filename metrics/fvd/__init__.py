@@ -165,8 +165,8 @@ def fvd(x, y, embed, batch_size=16, progress=False):
         for videos, found in zip((x, y), features):
             for start in range(0, len(videos), batch_size):
                 batch = videos[start:start + batch_size]
-                if isinstance(batch, torch.Tensor):
-                    batch = batch.cpu()
-                found.append(compute_features(embed, np.array(batch)))
+                is_tensor = isinstance(batch, torch.Tensor)
+                batch = batch.cpu().numpy() if is_tensor else np.array(batch)
+                found.append(compute_features(embed, batch))
                 bar.update(len(batch))
     return frechet_distance(*map(np.concatenate, features))

@@ -3,6 +3,7 @@
 from args import add_i3d_options
 from files import run_script
 from metrics.fvd import EMBEDDING, build_embedding, check_sets, fvd
+from metrics.summary import count
 from metrics.videos import read_videos
 from parsing import Parser, add_device_option, positive_int
 from utils import describe, get_device
@@ -34,8 +35,7 @@ def main(argv=None):
         embed.close()
     for path, videos in zip(args.files, (x, y)):
         n, t, h, w, c = videos.shape
-        channels = '1 channel' if c == 1 else f'{c} channels'
-        print(f'{path}: {n} videos of {t} frames, {h} x {w}, {channels}')
+        print(f'{path}: {n} videos of {t} frames, {h} x {w}, {count(c, "channel")}')
     backend = 'TensorFlow' if args.fvd_backend == 'tfhub' else f'PyTorch on {describe(device)}'
     print(f'embedding: {EMBEDDING}, {backend}\nSHA-256 of the weights: {embed.sha256}')
     print(f'FVD {value:.2f}')

@@ -131,10 +131,8 @@ class Unit(nn.Module):
         super().__init__()
         weight, bias = map(torch.cat, zip(*(fold(state, name) for name in names)))
         self.kernel, self.stride = weight.shape[-1], stride
-        if self.kernel == 1:
-            weight = weight.flatten(1)
-        else:
-            weight = weight.to(memory_format=torch.channels_last_3d)
+        layout = torch.channels_last_3d
+        weight = weight.flatten(1) if self.kernel == 1 else weight.to(memory_format=layout)
         self.register_buffer('weight', weight)
         self.register_buffer('bias', bias)
 

@@ -6,13 +6,13 @@ script of that process, which imports no PyTorch; the process that starts it imp
 
 import contextlib
 import hashlib
-import io
 import os
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zlib
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 import numpy as np
@@ -113,49 +113,31 @@ class TFHub:
     """
 
     def __init__(self, module):
-        self.path = Path(module)
-        self._log = tempfile.TemporaryFile()
-        self._process = start('serve', module, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                              stderr=self._log)
-        self.sha256 = bytes(self._receive()).decode()
+        self.path, self._log = Path(module), tempfile.TemporaryFile()
+        self._pipe, theirs = Pipe()
+        with theirs:
+            fd = theirs.fileno()
+            self._process = start('serve', module, fd, pass_fds=[fd], stdin=subprocess.DEVNULL,
+                                  stdout=self._log, stderr=self._log)
+        self.sha256 = self._receive()
 
     def __call__(self, videos):
         """Features, float64 (N, 400), of videos, uint8 (N, T, H, W, C)."""
         with contextlib.suppress(BrokenPipeError):  # `_receive` says why
-            write_array(self._process.stdin, videos)
+            self._pipe.send(videos)
         return self._receive().astype(np.float64)
 
     def _receive(self):
         try:
-            return read_array(self._process.stdout)
-        except EOFError:
+            return self._pipe.recv()
+        except (EOFError, ConnectionResetError):
             raise failure(self.path, self._process.wait(), self._log) from None
 
     def close(self):
         """End the process."""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+        self._pipe.close()
         self._process.wait()
-        self._process.stdout.close()
         self._log.close()
-
-
-def write_array(pipe, array):
-    """Write an array for `read_array`: its size in 8 bytes, then the bytes of a `.npy` file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    pipe.write(len(buffer.getbuffer()).to_bytes(8, 'little'))
-    pipe.write(buffer.getbuffer())
-    pipe.flush()
-
-
-def read_array(pipe):
-    """Read what `write_array` wrote; EOFError at the end of the pipe."""
-    size = int.from_bytes(pipe.read(8), 'little')
-    data = pipe.read(size)
-    if not size or len(data) < size:
-        raise EOFError
-    return np.load(io.BytesIO(data), allow_pickle=False)
 
 
 # In the TensorFlow process
@@ -182,20 +164,18 @@ def read_variables(tf, folder):
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 
-def serve(tf, folder):
-    """Write the hash of the variables to stdout, then the logits of each array read from stdin."""
-    out = os.fdopen(os.dup(1), 'wb')
-    os.dup2(2, 1)  # TensorFlow prints to stdout
+def serve(tf, folder, fd):
+    """Send the hash of the variables to the pipe `fd`, then the logits of videos received."""
+    pipe = Connection(int(fd))
     # As tensorflow_hub loads modules of TensorFlow 1
     model = tf.saved_model.load(str(folder), tags=[]).signatures['default']
-    digest = variables_sha256(read_variables(tf, folder))
-    write_array(out, np.frombuffer(digest.encode(), np.uint8))
+    pipe.send(variables_sha256(read_variables(tf, folder)))
     with contextlib.suppress(EOFError):
         while True:
-            videos = read_array(sys.stdin.buffer)
+            videos = pipe.recv()
             if videos.shape[-1] == 1:
                 videos = np.repeat(videos, 3, -1)
-            write_array(out, np.concatenate([compute_logits(tf, model, v) for v in videos]))
+            pipe.send(np.concatenate([compute_logits(tf, model, video) for video in videos]))
 
 
 def compute_logits(tf, model, video):
@@ -205,14 +185,14 @@ def compute_logits(tf, model, video):
 
 
 def main():
-    verb, module, *path = sys.argv[1:]
+    verb, module, target = sys.argv[1:]
     with unpacked(Path(module)) as folder:
         check_files(folder)
         tf = import_tensorflow()
         if verb == 'serve':
-            serve(tf, folder)
+            serve(tf, folder, target)
         else:
-            write_npz(path[0], **read_variables(tf, folder))
+            write_npz(target, **read_variables(tf, folder))
 
 
 if __name__ == '__main__':

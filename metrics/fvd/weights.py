@@ -1,5 +1,6 @@
 """Weights of I3D: finding and checking them, and their conversion from the TF-Hub module."""
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -160,14 +161,12 @@ def converted_from(path):
     """
     if not os.path.lexists(path):
         return None
-    try:
+    with contextlib.suppress(UserError):
         state = load(path)
-    except UserError:
-        state = None
-    if not isinstance(state, dict) or not isinstance(state.get(SOURCE), str):
-        raise UserError(f'{path} is in the way of the conversion of the TF-Hub module next to it; '
-                        'pass it as --i3d_path to use its weights, or else move it away')
-    return state[SOURCE]
+        if isinstance(state, dict) and isinstance(state.get(SOURCE), str):
+            return state[SOURCE]
+    raise UserError(f'{path} is in the way of the conversion of the TF-Hub module next to it; '
+                    'pass it as --i3d_path to use its weights, or else move it away')
 
 
 def convert(module, option='--i3d_path'):
