@@ -39,7 +39,6 @@ RESULTS = ['results.json', 'results.npz', f'random_[1-{N_RANDOM}].npz', 'cond_re
 class Task(NamedTuple):
     """What is evaluated, and how."""
     args: argparse.Namespace
-    config: argparse.Namespace
     scorer: Scorer
     model: torch.nn.Module | None  # None for the baseline last_frame
     fvd: metrics.fvd.FVD | None  # None without --fvd
@@ -91,7 +90,7 @@ def prepare(args, config, world):
         embed = metrics.fvd.build_embedding(args.i3d_path, args.fvd_backend, device)
         fvd = metrics.fvd.FVD(embed, args.fvd_samples)
     protocol = get_protocol(args, config, scorer, digest, fvd)
-    return Task(args, config, scorer, model, fvd, protocol)
+    return Task(args, scorer, model, fvd, protocol)
 
 
 def get_model(args, config, device):

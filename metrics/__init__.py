@@ -8,7 +8,5 @@ METRICS = {'psnr': PSNR, 'ssim': SSIM, 'lpips': LPIPS}
 
 def build_metrics(names, lpips_dir, device):
     """Metrics by name, on `device`. Raises a UserError if weights of LPIPS are missing."""
-    metrics = {name: METRICS[name]() for name in METRICS if name in names and name != 'lpips'}
-    if 'lpips' in names:
-        metrics['lpips'] = LPIPS(find_backbone(lpips_dir)).to(device)
-    return metrics
+    build = METRICS | {'lpips': lambda: LPIPS(find_backbone(lpips_dir)).to(device)}
+    return {name: build[name]() for name in METRICS if name in names}

@@ -340,20 +340,20 @@ def test_search_in_the_cache(cache, tmp_path):
     assert weights.find(backend='tfhub') == cache / 'i3d-kinetics-400_1'
     with pytest.raises(UserError, match='--i3d_path nowhere does not exist'):
         weights.find('nowhere')
-    with pytest.raises(UserError, match='not a TF-Hub module; .* or a .pt file'):
+    module = r'use the TF-Hub module \(folder with saved_model.pb, or its .tar.gz\)'
+    with pytest.raises(UserError, match=f'{tmp_path} is not I3D; {module} or a .pt file$'):
         weights.find(tmp_path)
-    with pytest.raises(UserError, match='not a TF-Hub module; .* for --fvd_backend tfhub'):
+    with pytest.raises(UserError, match=f'.pt is not I3D; {module}, for --fvd_backend tfhub$'):
         weights.find(cache / 'rgb_imagenet.pt', 'tfhub')
 
 
 def test_conversion_names_its_own_argument(cache, exported, tmp_path, monkeypatch):
     (tmp_path / 'file.pt').touch()
     for argv, message in (
-            ([], 'or pass the module as MODULE$'),
-            (['nowhere'],
-             r'^MODULE nowhere does not exist; use the TF-Hub module .folder or archive.$'),
+            ([], 'or pass the TF-Hub module .* as MODULE$'),
+            (['nowhere'], r'^MODULE nowhere does not exist; use the TF-Hub module .*.tar.gz\)$'),
             ([str(tmp_path / 'file.pt')],
-             f'^MODULE {tmp_path}/file.pt is not a TF-Hub module; use .* its .tar.gz$')):
+             rf'^MODULE {tmp_path}/file.pt is not I3D; use the TF-Hub module .*.tar.gz\)$')):
         with pytest.raises(UserError, match=message):
             convert.main(argv)
     (tmp_path / 'm.tar.gz').touch()

@@ -110,36 +110,33 @@ def cache_folder():
 
 
 def find(path=None, backend='torch', option='--i3d_path'):
-    """Path of the weights: `path`, passed as `option`, or a file in the cache.
+    """Path of the weights: `path`, passed as `option`, or by default a file in the cache.
 
     Raises
     ------
     UserError
-        The weights are missing, or not of the kind that backend or option take.
+        The weights are missing, or cannot be used with the backend ('torch' or 'tfhub').
     """
-    other = '' if option == 'MODULE' else ' or a .pt file of I3D'
-    if path is not None:
-        return check_path(Path(path), backend, option, other)
-    cache = cache_folder()
-    for name in NAMES:
-        found = cache / name
-        if tfhub.is_module(found) or (found.is_file() and backend == 'torch'):
-            return found
-    raise UserError('the Fréchet video distance needs the I3D of Kinetics-400, which is not in '
-                    f'{cache}; download {URL} to {cache / ARCHIVE}, or pass the module{other} as '
-                    f'{option}')
+    wanted = 'the TF-Hub module (folder with saved_model.pb, or its .tar.gz)'
+    if backend == 'torch':
+        wanted += ' or a .pt file'
+    elif option == '--i3d_path':
+        wanted += ', for --fvd_backend tfhub'
 
-
-def check_path(path, backend, option, other):
-    """`path` if it may hold the weights; `other` names the alternative to a module, if any."""
-    if not path.exists():
-        raise UserError(f'{option} {path} does not exist; use the TF-Hub module (folder or '
-                        f'archive){other}')
-    if not tfhub.is_module(path) and (path.is_dir() or backend == 'tfhub'):
-        if backend == 'tfhub':
-            other = '' if option == 'MODULE' else ', for --fvd_backend tfhub'
-        raise UserError(f'{option} {path} is not a TF-Hub module; use the folder with '
-                        f'saved_model.pb or its .tar.gz{other}')
+    def is_usable(path):
+        return tfhub.is_module(path) or (path.is_file() and backend == 'torch')
+    if path is None:
+        cache = cache_folder()
+        for name in NAMES:
+            if is_usable(cache / name):
+                return cache / name
+        raise UserError('the Fréchet video distance needs the I3D of Kinetics-400, which is not '
+                        f'in {cache}; download {URL} to {cache / ARCHIVE}, or pass {wanted} '
+                        f'as {option}')
+    path = Path(path)
+    if not is_usable(path):
+        found = 'is not I3D' if path.exists() else 'does not exist'
+        raise UserError(f'{option} {path} {found}; use {wanted}')
     return path
 
 
