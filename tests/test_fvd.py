@@ -462,10 +462,13 @@ def i3d_path(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def test_set(tmp_path_factory):
-    from preprocessing.mmnist import make_test_set
+def test_set(data_dir, tmp_path_factory):
+    """Folder with a test set of 20 videos of nine frames."""
     folder = tmp_path_factory.mktemp('nine_frames')
-    make_test_set.main(['--data_dir', str(folder), '--seq_len', '9', '--digit_source', 'mnist5k'])
+    with np.load(data_dir / 'smmnist5k_test_2digits_64.npz', allow_pickle=False) as f:
+        sequences = f['sequences'][:, :20]
+    np.savez(folder / 'smmnist5k_test_2digits_64.npz',
+             sequences=np.concatenate([sequences, sequences[:1]]))
     return folder
 
 
