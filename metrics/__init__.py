@@ -1,4 +1,4 @@
-"""Scores of predicted frames. Each metric prepares its target once and scores any number of predictions against it."""
+"""Metrics of predicted frames. Each prepares its target once, for any number of predictions."""
 
 from metrics.frame import PSNR, SSIM
 from metrics.lpips import LPIPS, find_backbone
@@ -7,6 +7,6 @@ METRICS = {'psnr': PSNR, 'ssim': SSIM, 'lpips': LPIPS}
 
 
 def build_metrics(names, lpips_dir, device):
-    """Metrics by name, on `device`. Raises UserError if LPIPS is among them and its weights are nowhere."""
-    return {name: LPIPS(find_backbone(lpips_dir)).to(device) if name == 'lpips' else METRICS[name]() for name in METRICS
-            if name in names}
+    """Metrics by name, on `device`. Raises a UserError if weights of LPIPS are missing."""
+    build = METRICS | {'lpips': lambda: LPIPS(find_backbone(lpips_dir)).to(device)}
+    return {name: build[name]() for name in METRICS if name in names}

@@ -1,4 +1,4 @@
-"""Metrics of single frames computed from their pixels: PSNR and SSIM."""
+"""Metrics computed from the pixels of single frames: PSNR and SSIM."""
 
 import torch
 
@@ -7,7 +7,7 @@ WINDOW, SIGMA = 11, 1.5
 
 
 def psnr(x, y):
-    """Peak signal-to-noise ratio, 10·log10(1/MSE), in dB.
+    """Peak signal-to-noise ratio, 10 log10(1 / MSE).
 
     Parameters
     ----------
@@ -16,17 +16,19 @@ def psnr(x, y):
     Returns
     -------
     tensor (…)
-        Infinite where x = y.
+        In dB; infinite where x = y.
     """
     return -10 * ((x - y) ** 2).mean((-2, -1)).log10()
 
 
 def blur_matrix(n, device=None):
-    """Matrix (n-10, n) of the one-dimensional 11-tap Gaussian blur at its valid positions.
+    """Matrix (n-10, n) of the 1D Gaussian blur with 11 taps, at its valid positions.
 
-    The window is separable: blur(x) = A x Bᵀ, two products of small matrices instead of a convolution.
+    The 2D window is separable: blur(x) = A x Bᵀ, two small matrix products instead of a
+    convolution.
     """
-    taps = torch.exp(-(torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2) ** 2 / (2 * SIGMA ** 2))
+    offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
+    taps = torch.exp(-offsets ** 2 / (2 * SIGMA ** 2))
     matrix = torch.zeros(n - WINDOW + 1, n, dtype=torch.float64)
     for i in range(len(matrix)):
         matrix[i, i:i + WINDOW] = taps / taps.sum()
@@ -34,17 +36,19 @@ def blur_matrix(n, device=None):
 
 
 def ssim(x, y, moments=None):
-    """Structural similarity (Wang et al., 2004): 11x11 Gaussian window, valid positions, population moments, peak 1.
+    """Structural similarity (Wang et al., 2004), for a peak of 1, averaged over the map.
+
+    11 x 11 Gaussian window, valid positions, population moments.
 
     Parameters
     ----------
     x, y : tensors (…, H, W), in [0, 1]
     moments : tuple
-        What `ssim_moments(y)` returned, if at hand.
+        `ssim_moments(y)`, if already computed.
 
     Returns
     -------
-    tensor (…), mean over the map
+    tensor (…)
     """
     mean_y, square_y, rows, columns = moments or ssim_moments(y)
     mean_x = rows @ x @ columns
@@ -52,39 +56,39 @@ def ssim(x, y, moments=None):
     cov = rows @ (x * y) @ columns - mean_x * mean_y
     var = square_x - mean_x ** 2 + square_y - mean_y ** 2
     c1, c2 = K1 ** 2, K2 ** 2
-    ratio = (2 * mean_x * mean_y + c1) / (mean_x ** 2 + mean_y ** 2 + c1) * (2 * cov + c2) / (var + c2)
-    return ratio.mean((-2, -1))
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x ** 2 + mean_y ** 2 + c1)
+    return (luminance * (2 * cov + c2) / (var + c2)).mean((-2, -1))
 
 
 def ssim_moments(y):
-    """What SSIM needs of one side alone: blurred y and y², and the blur's matrices."""
+    """What SSIM needs from y alone: blurred y and y², and the two blur matrices."""
     rows, columns = blur_matrix(y.shape[-2], y.device), blur_matrix(y.shape[-1], y.device).T
     return rows @ y @ columns, rows @ (y * y) @ columns, rows, columns
 
 
 class PSNR:
-    """PSNR of videos: per frame and channel, then averaged. Higher is better."""
+    """PSNR of videos: per frame and channel, then averaged."""
     higher_is_better = True
     digits, unit = 2, 'dB'
 
     def prepare(self, y):
-        """Target side, of y (T, B, C, H, W)."""
+        """Target for `__call__`, from true frames y (T, B, C, H, W)."""
         return y
 
     def __call__(self, x, target):
-        """Score of each video of x (T, B, C, H, W), in [0, 1]: tensor (B,)."""
+        """PSNR (B,) of videos x (T, B, C, H, W), in [0, 1]."""
         return psnr(x, target).mean((0, 2))
 
 
 class SSIM:
-    """SSIM of videos: per frame and channel, then averaged. Higher is better."""
+    """SSIM of videos: per frame and channel, then averaged."""
     higher_is_better = True
     digits, unit = 4, ''
 
     def prepare(self, y):
-        """Target side, of y (T, B, C, H, W)."""
+        """Target for `__call__`, from true frames y (T, B, C, H, W)."""
         return y, ssim_moments(y)
 
     def __call__(self, x, target):
-        """Score of each video of x (T, B, C, H, W), in [0, 1]: tensor (B,)."""
+        """SSIM (B,) of videos x (T, B, C, H, W), in [0, 1]."""
         return ssim(x, *target).mean((0, 2))

@@ -1,4 +1,4 @@
-"""Scores of all videos, in short."""
+"""Summary of the scores of all videos, and other text."""
 
 import math
 
@@ -7,18 +7,38 @@ import numpy as np
 from metrics import METRICS
 
 
+def count(n, noun):
+    """'1 sample' or '2 samples'."""
+    return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
+
+
 def summary(scores):
-    """Mean over videos and half-width of its 95% interval, 1.96·std/√N."""
+    """Mean over videos and half-width of its 95% interval, 1.96 std / √N.
+
+    Parameters
+    ----------
+    scores : dict of arrays (N,) by metric
+
+    Returns
+    -------
+    dict of {'mean': float, 'ci95': float} by metric
+    """
     with np.errstate(invalid='ignore'):  # the PSNR of a perfect prediction is infinite
-        return {name: {'mean': float(s.mean()), 'ci95': float(1.96 * s.std() / math.sqrt(len(s)))} for name, s in scores.items()}
+        return {name: {'mean': float(s.mean()), 'ci95': float(1.96 * s.std() / math.sqrt(len(s)))}
+                for name, s in scores.items()}
 
 
 def score_lines(table):
-    """Lines that tell what `summary` returned."""
-    return [f'{name.upper():>5} {score["mean"]:.{METRICS[name].digits}f} ± {score["ci95"]:.{METRICS[name].digits}f} {METRICS[name].unit}'.rstrip()
-            for name, score in table.items()]
+    """One line of text per metric of a summary."""
+    lines = []
+    for name, score in table.items():
+        digits, unit = METRICS[name].digits, METRICS[name].unit
+        line = f'{name.upper():>5} {score["mean"]:.{digits}f} ± {score["ci95"]:.{digits}f} {unit}'
+        lines.append(line.rstrip())
+    return lines
 
 
 def finite(table):
-    """What `summary` returned, for JSON: None in place of what is no finite number."""
-    return {name: {k: v if math.isfinite(v) else None for k, v in score.items()} for name, score in table.items()}
+    """A summary for JSON, with None in place of infinity and NaN."""
+    return {name: {k: v if math.isfinite(v) else None for k, v in score.items()}
+            for name, score in table.items()}

@@ -1,7 +1,9 @@
-"""Make a folder as the TF-Hub module of I3D, with given variables: `python i3d_module.py VARIABLES.npz FOLDER [GRAPH]`.
+"""Make a TF-Hub module of I3D: `python i3d_module.py VARIABLES.npz FOLDER [GRAPH]`.
 
-GRAPH is a folder with the real module's saved_model.pb, without variables; in its absence, the network is built here by TensorFlow's
-own layers, from its description, not from the code under test. Run as a script, as a process that has PyTorch must not import TensorFlow.
+VARIABLES.npz holds its variables by name. GRAPH is a folder with saved_model.pb of the real module,
+without variables; by default, the network is built here with layers of TensorFlow, from its
+description rather than from the code under test. This is a script, as a process with PyTorch must
+not import TensorFlow.
 """
 
 import os
@@ -18,29 +20,33 @@ v1 = tf.compat.v1
 
 
 def network(x, variables):
-    """Logits of x (N, T, 224, 224, 3)."""
+    """Logits (N, 400) of x (N, T, 224, 224, 3)."""
     def get(name):
         return v1.get_variable(name, variables[name].shape)
 
     def unit(x, name, stride=1):
         name = f'RGB/inception_i3d/{name}'
         x = tf.nn.conv3d(x, get(f'{name}/conv_3d/w'), [1, stride, stride, stride, 1], 'SAME')
-        mean, variance, beta = (get(f'{name}/batch_norm/{k}') for k in ('moving_mean', 'moving_variance', 'beta'))
+        mean, variance, beta = (get(f'{name}/batch_norm/{k}')
+                                for k in ('moving_mean', 'moving_variance', 'beta'))
         return tf.nn.relu((x - mean) * tf.math.rsqrt(variance + 1e-3) + beta)
 
     def pool(x, kernel, stride):
         return tf.nn.max_pool3d(x, kernel, stride, 'SAME')
 
     def mixed(x, name):
+        def branch(i, *units, x=x):
+            for name_of_unit in units:
+                x = unit(x, f'{name}/Branch_{i}/Conv3d_{name_of_unit}')
+            return x
         last = '0a' if name == 'Mixed_5b' else '0b'
-        branches = [unit(x, f'{name}/Branch_0/Conv3d_0a_1x1'),
-                    unit(unit(x, f'{name}/Branch_1/Conv3d_0a_1x1'), f'{name}/Branch_1/Conv3d_0b_3x3'),
-                    unit(unit(x, f'{name}/Branch_2/Conv3d_0a_1x1'), f'{name}/Branch_2/Conv3d_{last}_3x3'),
-                    unit(pool(x, 3, 1), f'{name}/Branch_3/Conv3d_0b_1x1')]
-        return tf.concat(branches, -1)
+        return tf.concat([branch(0, '0a_1x1'), branch(1, '0a_1x1', '0b_3x3'),
+                          branch(2, '0a_1x1', f'{last}_3x3'),
+                          branch(3, '0b_1x1', x=pool(x, 3, 1))], -1)
 
     x = pool(unit(x, 'Conv3d_1a_7x7', 2), [1, 1, 3, 3, 1], [1, 1, 2, 2, 1])
-    x = pool(unit(unit(x, 'Conv3d_2b_1x1'), 'Conv3d_2c_3x3'), [1, 1, 3, 3, 1], [1, 1, 2, 2, 1])
+    x = unit(unit(x, 'Conv3d_2b_1x1'), 'Conv3d_2c_3x3')
+    x = pool(x, [1, 1, 3, 3, 1], [1, 1, 2, 2, 1])
     x = pool(mixed(mixed(x, 'Mixed_3b'), 'Mixed_3c'), 3, 2)
     for name in 'bcdef':
         x = mixed(x, f'Mixed_4{name}')
@@ -51,24 +57,36 @@ def network(x, variables):
     return tf.reduce_mean(x, [1, 2, 3])
 
 
+def import_graph(folder):
+    """Import the graph of the real module; returns the saver of its variables."""
+    from tensorflow.core.protobuf import saved_model_pb2
+    saved = saved_model_pb2.SavedModel.FromString(Path(folder, 'saved_model.pb').read_bytes())
+    graph = next(g for g in saved.meta_graphs if not g.meta_info_def.tags)
+    return v1.train.import_meta_graph(graph)
+
+
+def load(variables, session):
+    """Set all variables of the graph."""
+    initializers = {v.initializer: v.op.name for v in v1.global_variables()}
+    assert sorted(initializers.values()) == sorted(variables)
+    session.run(list(initializers), {op.inputs[1]: variables[name]
+                                     for op, name in initializers.items()})
+
+
 def main(variables, folder, graph=None):
     variables = dict(np.load(variables))
     with tf.Graph().as_default(), v1.Session() as session:
         if graph:
-            from tensorflow.core.protobuf import saved_model_pb2
-            model = saved_model_pb2.SavedModel.FromString(Path(graph, 'saved_model.pb').read_bytes())
-            saver = v1.train.import_meta_graph(next(g for g in model.meta_graphs if not g.meta_info_def.tags))
+            saver = import_graph(graph)
+            load(variables, session)
+            os.makedirs(f'{folder}/variables')
+            saver.save(session, f'{folder}/variables/variables', write_meta_graph=False,
+                       write_state=False)
+            shutil.copy(f'{graph}/saved_model.pb', folder)
         else:
             x = v1.placeholder(tf.float32, (None, None, 224, 224, 3))
             logits = network(x, variables)
-        for variable in v1.global_variables():
-            variable.load(variables.pop(variable.op.name), session)
-        assert not variables, variables.keys()
-        if graph:
-            os.makedirs(f'{folder}/variables')
-            saver.save(session, f'{folder}/variables/variables', write_meta_graph=False, write_state=False)
-            shutil.copy(f'{graph}/saved_model.pb', folder)
-        else:
+            load(variables, session)
             builder = v1.saved_model.Builder(folder)
             signature = v1.saved_model.predict_signature_def({'rgb_input': x}, {'default': logits})
             builder.add_meta_graph_and_variables(session, [], {'default': signature})

@@ -1,4 +1,4 @@
-"""Fréchet video distance: golden numbers of TensorFlow, plain formulas, weights in all their forms, and the scripts."""
+"""Fréchet video distance: golden numbers of TensorFlow, plain formulas, weights and scripts."""
 
 import functools
 import hashlib
@@ -14,13 +14,14 @@ import pytest
 import scipy.linalg
 import torch
 import torch.nn.functional as F
+from conftest import GOLDEN, ROOT
+from test_evaluation import script as test_script
 
 import metrics.fvd
-from conftest import GOLDEN, ROOT
 from files import UserError
-from metrics.fvd import FVD, Embedding, __main__ as script, build_embedding, convert, fvd, i3d, tfhub, weights
+from metrics.fvd import FVD, Embedding, build_embedding, convert, fvd, i3d, tfhub, weights
+from metrics.fvd import __main__ as script
 from metrics.fvd.frechet import frechet_distance
-from test_evaluation import evaluation
 
 golden = np.load(GOLDEN / 'i3d.npz', allow_pickle=False)
 
@@ -31,15 +32,20 @@ def grad(n_frames):
     return np.where(v > 255, 510 - v, v).astype(np.uint8)
 
 
-VIDEOS = {'noise16': lambda: np.random.RandomState(7).randint(0, 256, (3, 16, 64, 64, 3)).astype(np.uint8),
+def random_videos(*shape, seed=0):
+    return np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8)
+
+
+VIDEOS = {'noise16': lambda: random_videos(3, 16, 64, 64, 3, seed=7),
           'grad12': lambda: grad(12), 'grad25': lambda: grad(25)}
 
 
 @functools.cache
 def random_variables():
-    """The random weights of the golden logits, by the names of TensorFlow."""
+    """Random weights of the golden logits, by TensorFlow name."""
     rng, variables = np.random.RandomState(1234), {}
-    for name, (out, *rest) in sorted((name, shape) for _, name, shape in weights.parameters()):
+    shapes = sorted((name, shape) for _, name, shape in weights.parameters())
+    for name, (out, *rest) in shapes:
         kind = name.rsplit('/')[-1]
         if kind == 'w':
             shape = (*rest[1:], rest[0], out)
@@ -63,14 +69,51 @@ def random_embedding(device='cpu'):
 
 
 @pytest.fixture(scope='module')
-def module(tmp_path_factory):
-    """Folder of a module as TF-Hub's, with the random weights. SRVP_I3D_GRAPH names a folder with the graph of the real one."""
-    folder = tmp_path_factory.mktemp('i3d')
-    np.savez(folder / 'variables.npz', **random_variables())
+def variables_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp('variables') / 'variables.npz'
+    np.savez(path, **random_variables())
+    return path
+
+
+@pytest.fixture(scope='module')
+def module(variables_path, tmp_path_factory):
+    """Folder of a TF-Hub module with the random weights.
+
+    Its graph is the real one if $SRVP_I3D_GRAPH is a folder with it.
+    """
+    folder = tmp_path_factory.mktemp('i3d') / 'module'
     graph = [os.environ['SRVP_I3D_GRAPH']] if 'SRVP_I3D_GRAPH' in os.environ else []
-    subprocess.run([sys.executable, ROOT / 'tests' / 'i3d_module.py', folder / 'variables.npz', folder / 'module', *graph], check=True,
-                   capture_output=True)
-    return folder / 'module'
+    subprocess.run([sys.executable, ROOT / 'tests' / 'i3d_module.py', variables_path, folder,
+                    *graph], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def exported(variables_path, monkeypatch):
+    """Export the variables of any module without TensorFlow: list of the modules exported."""
+    modules = []
+
+    def export(module, path):
+        modules.append(module)
+        shutil.copy(variables_path, path)
+    monkeypatch.setattr(tfhub, 'export', export)
+    return modules
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Embeddings compute the features of each batch of videos once: number of videos computed."""
+    embed, known, computed = Embedding.__call__, {}, []
+
+    def remember(self, videos):
+        keys = [(self.sha256, video.tobytes()) for video in videos]
+        new = {key: video for key, video in zip(keys, videos) if key not in known}
+        if new:
+            known.update(zip(new, embed(self, np.stack(list(new.values())))))
+            computed.extend(new)
+        return np.stack([known[key] for key in keys])
+    monkeypatch.setattr(Embedding, '__call__', remember)
+    return computed
 
 
 @pytest.fixture
@@ -96,35 +139,43 @@ class MeanColour:
 @pytest.mark.parametrize('name', VIDEOS)
 def test_golden_logits(name, device):
     videos = VIDEOS[name]()
-    assert hashlib.sha256(i3d.preprocess(torch.from_numpy(videos).to(device)).cpu().numpy().tobytes()).hexdigest() == golden[f'pre_sha256_{name}']
+    x = i3d.preprocess(torch.from_numpy(videos).to(device)).cpu()
+    assert hashlib.sha256(x.numpy().tobytes()).hexdigest() == golden[f'pre_sha256_{name}']
     expected = golden[f'logits_{name}']
-    assert abs(random_embedding(device)(videos) - expected).max() < 1e-5 * abs(expected).max()
+    found = random_embedding(device)(videos)
+    assert abs(found - expected).max() < 1e-5 * abs(expected).max()
 
 
 def test_preprocessing_of_other_sizes_is_the_formula():
-    videos = np.random.RandomState(0).randint(0, 256, (1, 1, 48, 91, 1)).astype(np.uint8)
+    videos = random_videos(1, 1, 48, 91, 1)
     found = i3d.preprocess(torch.from_numpy(videos))[0, 0, :, :, 0]
     x = videos[0, 0, :, :, 0].astype(np.float32)
+
+    def neighbours(i, n):
+        position = np.float32(i) * np.float32(n / 224)
+        return int(position), min(int(np.ceil(position)), n - 1), position - np.floor(position)
     for i, j in [(0, 0), (223, 223), (100, 37), (5, 220)]:
-        (y0, y1, fy), (x0, x1, fx) = ((int(p), min(int(np.ceil(p)), n - 1), p - np.floor(p))
-                                      for p, n in ((np.float32(i) * np.float32(48 / 224), 48), (np.float32(j) * np.float32(91 / 224), 91)))
+        (y0, y1, fy), (x0, x1, fx) = neighbours(i, 48), neighbours(j, 91)
         top, bottom = (x[y, x0] + (x[y, x1] - x[y, x0]) * fx for y in (y0, y1))
-        assert found[i, j] == np.float32(2) * (top + (bottom - top) * fy) / np.float32(255) - np.float32(1)
+        value = np.float32(2) * (top + (bottom - top) * fy) / np.float32(255) - np.float32(1)
+        assert found[i, j] == value
 
 
 def test_grey_videos_are_three_equal_channels():
-    grey = np.random.RandomState(0).randint(0, 256, (2, 9, 64, 64, 1)).astype(np.uint8)
+    grey = random_videos(1, 9, 64, 64, 1)
     colour = random_embedding()(np.repeat(grey, 3, -1))
     assert abs(random_embedding()(grey) - colour).max() < 1e-6 * abs(colour).max()
 
 
 def pad_same(x, kernel, stride):
     """Zeros around x (N, C, T, H, W), by the formula of TensorFlow."""
-    totals = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in zip(x.shape[2:], kernel, stride)]
+    totals = [max((-(-n // s) - 1) * s + k - n, 0)
+              for n, k, s in zip(x.shape[2:], kernel, stride)]
     return F.pad(x, [p for t in totals[::-1] for p in (t // 2, t - t // 2)])
 
 
-@pytest.mark.parametrize('kernel, stride', [((1, 3), (1, 2)), ((3, 3), (2, 2)), ((2, 2), (2, 2)), ((3, 3), (1, 1))])
+@pytest.mark.parametrize('kernel, stride', [((1, 3), (1, 2)), ((3, 3), (2, 2)), ((2, 2), (2, 2)),
+                                            ((3, 3), (1, 1))])
 @pytest.mark.parametrize('n', [2, 3, 4, 9])
 def test_max_pool_is_the_plain_one(kernel, stride, n):
     x = torch.rand(2, n, 6, 10, 5, generator=torch.Generator().manual_seed(n))
@@ -133,20 +184,26 @@ def test_max_pool_is_the_plain_one(kernel, stride, n):
     assert torch.equal(i3d.max_pool(x, kernel, stride), expected.movedim(1, -1))
 
 
-@pytest.mark.parametrize('name, stride, n', [('Conv3d_1a_7x7', 2, 5), ('Conv3d_1a_7x7', 2, 6), ('Conv3d_2b_1x1', 1, 3), ('Conv3d_2c_3x3', 1, 4)])
+@pytest.mark.parametrize('name, stride, n', [('Conv3d_1a_7x7', 2, 5), ('Conv3d_1a_7x7', 2, 6),
+                                             ('Conv3d_2b_1x1', 1, 3), ('Conv3d_2c_3x3', 1, 4)])
 def test_unit_is_convolution_normalisation_and_relu(name, stride, n):
     state = random_state()
-    weight, (mean, variance, beta) = state[f'{name}.conv3d.weight'], (state[f'{name}.bn.{k}'] for k in ('running_mean', 'running_var', 'bias'))
+    weight = state[f'{name}.conv3d.weight']
+    mean, variance, beta = (state[f'{name}.bn.{k}']
+                            for k in ('running_mean', 'running_var', 'bias'))
     x = torch.rand(2, n, 8, 9, weight.shape[1], generator=torch.Generator().manual_seed(0))
-    h = F.conv3d(pad_same(x.movedim(-1, 1), weight.shape[2:], (stride,) * 3), weight, None, stride).movedim(1, -1)
+    padded = pad_same(x.movedim(-1, 1), weight.shape[2:], (stride,) * 3)
+    h = F.conv3d(padded, weight, None, stride).movedim(1, -1)
     expected = F.relu((h - mean) * (variance + 1e-3).rsqrt() + beta)
-    torch.testing.assert_close(i3d.Unit(state, name, stride=stride)(x), expected, rtol=1e-5, atol=1e-5)
+    found = i3d.Unit(state, name, stride=stride)(x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 # Distance
 
-@pytest.mark.parametrize('n1, n2, expected', [(64, 64, 712.955490286), (64, 100, 682.367537713), (256, 256, 409.358529221),
-                                              (1000, 1000, 148.876760716)])
+@pytest.mark.parametrize('n1, n2, expected', [
+    (64, 64, 712.955490286), (64, 100, 682.367537713), (256, 256, 409.358529221),
+    (1000, 1000, 148.876760716)])
 def test_golden_distances(n1, n2, expected):
     r = np.random.RandomState(3)
     x, y = r.randn(n1, 400), 1.2 * r.randn(n2, 400) + 0.3
@@ -159,7 +216,8 @@ def test_distance_is_the_formula_where_covariances_are_regular():
     r = np.random.RandomState(0)
     x, y = r.randn(50, 5) @ r.randn(5, 5), r.randn(70, 5) + 1
     s, t = np.cov(x.T), np.cov(y.T)
-    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s + t - 2 * scipy.linalg.sqrtm(s @ t).real)
+    root = scipy.linalg.sqrtm(s @ t).real
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s + t - 2 * root)
     assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-10)
 
 
@@ -180,11 +238,11 @@ def test_distance_of_constant_features_and_of_bad_ones():
 # Videos
 
 def test_fvd_of_sets_of_videos():
-    r = np.random.RandomState(0)
-    x, y = (r.randint(0, 256, (n, 9, 8, 8, 3)).astype(np.uint8) for n in (16, 23))
+    x, y = (random_videos(n, 9, 8, 8, 3, seed=n) for n in (16, 23))
     value = fvd(x, y, MeanColour(), batch_size=5)
     assert value == pytest.approx(frechet_distance(MeanColour()(x), MeanColour()(y))) and value > 0
-    assert fvd(torch.from_numpy(x), torch.from_numpy(y), MeanColour()) == pytest.approx(value)
+    tensors = torch.from_numpy(x), torch.from_numpy(y)
+    assert fvd(*tensors, MeanColour()) == pytest.approx(value)
     constant = np.full((16, 9, 8, 8, 1), 7, np.uint8)
     assert fvd(constant, constant, MeanColour()) == pytest.approx(0, abs=1e-6)
     assert fvd(x, x, MeanColour()) == pytest.approx(0, abs=1e-6)
@@ -193,7 +251,8 @@ def test_fvd_of_sets_of_videos():
 
 def test_fvd_of_constant_videos_by_the_network():
     black = np.zeros((16, 9, 16, 16, 1), np.uint8)
-    assert fvd(black, black, random_embedding()) < 1e-6
+    features = random_embedding()(black)
+    assert fvd(black, black, lambda videos: features) < 1e-6
 
 
 @pytest.mark.parametrize('x, y, message', [
@@ -209,16 +268,17 @@ def test_errors_of_sets(x, y, message):
         fvd(np.zeros(x, np.uint8), np.zeros(y, np.uint8), MeanColour())
 
 
-def test_features_that_are_not_numbers():
-    with pytest.raises(UserError, match='not finite numbers; its weights are damaged'):
-        fvd(*np.zeros((2, 16, 9, 8, 8, 1), np.uint8), lambda videos: np.full((len(videos), 4), np.nan))
+def test_features_that_are_not_finite():
+    videos = np.zeros((2, 16, 9, 8, 8, 1), np.uint8)
+    with pytest.raises(UserError, match='not finite: its weights are damaged'):
+        fvd(*videos, lambda videos: np.full((len(videos), 4), np.nan))
     with pytest.raises(UserError, match='float64'):
-        fvd(*np.zeros((2, 16, 9, 8, 8, 1)), MeanColour())
+        fvd(*videos.astype(float), MeanColour())
 
 
 def test_batches_of_samples():
-    r = np.random.RandomState(0)
-    given, target, *samples = (r.randint(0, 256, (n, 20, 8, 8, 3)).astype(np.uint8) for n in (3, 6, 6, 6))
+    given, target, *samples = (random_videos(n, 20, 8, 8, 3, seed=i)
+                               for i, n in enumerate((3, 6, 6, 6)))
     score = FVD(MeanColour(), 2)
     for part in (slice(0, 7), slice(7, 20)):
         score.update(given[:, part], target[:, part], [s[:, part] for s in samples])
@@ -231,34 +291,43 @@ def test_batches_of_samples():
 # Weights
 
 def test_parameters_are_those_of_the_module():
-    assert len(weights.parameters()) == 230 and sum(np.prod(shape) for *_, shape in weights.parameters()) == 12_704_544
-    assert tfhub.variables_sha256(random_variables()) == golden['weights_sha256'] == random_embedding().sha256
+    sizes = [np.prod(shape) for *_, shape in weights.parameters()]
+    assert len(sizes) == 230 and sum(sizes) == 12_704_544
+    digest = tfhub.variables_sha256(random_variables())
+    assert digest == golden['weights_sha256'] == random_embedding().sha256
     back = weights.to_tensorflow(random_state())
     assert all(np.array_equal(back[k], v) for k, v in random_variables().items())
 
 
 def test_checkpoint_of_the_port(tmp_path):
-    """With batch norm's scale of ones and counters, which it has, or without them."""
-    extra = {k.replace('bias', 'num_batches_tracked'): torch.tensor(3) for k in random_state() if k.endswith('.bn.bias')}
-    for name, state in (('rgb_imagenet.pt', {**random_state(), **extra}),
-                        ('a.pt', {k: v for k, v in random_state().items() if not k.endswith('.bn.weight')})):
-        torch.save(state, tmp_path / name)
+    """With the counters and unit scales of batch normalisation, which it has, or without."""
+    state = random_state()
+    counters = {k.replace('bias', 'num_batches_tracked'): torch.tensor(3)
+                for k in state if k.endswith('.bn.bias')}
+    without = {k: v for k, v in state.items() if not k.endswith('.bn.weight')}
+    for name, value in (('rgb_imagenet.pt', {**state, **counters}), ('a.pt', without)):
+        torch.save(value, tmp_path / name)
         assert build_embedding(tmp_path / name).sha256 == golden['weights_sha256']
 
 
 @pytest.mark.parametrize('change, message', [
     ({'Mixed_3b.b1b.conv3d.weight': None}, 'Mixed_3b.b1b.conv3d.weight is missing'),
-    ({'logits.conv3d.bias': torch.zeros(157)}, r'logits.conv3d.bias is of shape \(157,\), expected \(400,\)'),
-    ({'Mixed_5c.b0.bn.weight': torch.full((384,), 1.1)}, 'Mixed_5c.b0.bn.weight is not 1 everywhere'),
+    ({'logits.conv3d.bias': torch.zeros(157)},
+     r'logits.conv3d.bias is of shape \(157,\), expected \(400,\)'),
+    ({'Mixed_5c.b0.bn.weight': torch.full((384,), 1.1)},
+     'Mixed_5c.b0.bn.weight is not 1 everywhere'),
     ({'Mixed_5c.b0.bn.weight': 'ones'}, 'Mixed_5c.b0.bn.weight is not 1 everywhere'),
 ])
 def test_other_networks_are_refused(change, message):
+    state = {k: v for k, v in {**random_state(), **change}.items() if v is not None}
     with pytest.raises(UserError, match=message):
-        weights.check_state({k: v for k, v in {**random_state(), **change}.items() if v is not None}, 'x.pt')
+        weights.check_state(state, 'x.pt')
 
 
 def test_search_in_the_cache(cache, tmp_path):
-    with pytest.raises(UserError, match=f'not in {cache}; download https://.* to {cache}/i3d-kinetics-400_1.tar.gz, or .* --i3d_path'):
+    missing = (f'not in {cache}; download https://.* to {cache}/i3d-kinetics-400_1.tar.gz, '
+               'or pass .* --i3d_path')
+    with pytest.raises(UserError, match=missing):
         weights.find()
     for name in ('rgb_imagenet.pt', 'i3d_pretrained_400.pt', 'i3d-kinetics-400_1.tar.gz'):
         (cache / name).touch()
@@ -271,84 +340,98 @@ def test_search_in_the_cache(cache, tmp_path):
     assert weights.find(backend='tfhub') == cache / 'i3d-kinetics-400_1'
     with pytest.raises(UserError, match='--i3d_path nowhere does not exist'):
         weights.find('nowhere')
-    with pytest.raises(UserError, match='no TF-Hub module: .* or a .pt file'):
+    module = r'use the TF-Hub module \(folder with saved_model.pb, or its .tar.gz\)'
+    with pytest.raises(UserError, match=f'{tmp_path} is not I3D; {module} or a .pt file$'):
         weights.find(tmp_path)
-    with pytest.raises(UserError, match='no TF-Hub module: .* by --fvd_backend tfhub'):
+    with pytest.raises(UserError, match=f'.pt is not I3D; {module}, for --fvd_backend tfhub$'):
         weights.find(cache / 'rgb_imagenet.pt', 'tfhub')
 
 
-def test_conversion_names_its_own_argument(cache, tmp_path, monkeypatch):
+def test_conversion_names_its_own_argument(cache, exported, tmp_path, monkeypatch):
     (tmp_path / 'file.pt').touch()
-    for argv, message in (([], 'or name the module by MODULE$'), (['nowhere'], r'^MODULE nowhere does not exist; name the TF-Hub module .folder or archive.$'),
-                          ([str(tmp_path / 'file.pt')], f'^MODULE {tmp_path}/file.pt is no TF-Hub module: .* is expected$')):
+    for argv, message in (
+            ([], 'or pass the TF-Hub module .* as MODULE$'),
+            (['nowhere'], r'^MODULE nowhere does not exist; use the TF-Hub module .*.tar.gz\)$'),
+            ([str(tmp_path / 'file.pt')],
+             rf'^MODULE {tmp_path}/file.pt is not I3D; use the TF-Hub module .*.tar.gz\)$')):
         with pytest.raises(UserError, match=message):
             convert.main(argv)
     (tmp_path / 'm.tar.gz').touch()
-    monkeypatch.setattr(tfhub, 'export', lambda module, path: np.savez(path, **weights.to_tensorflow(random_state())))
     monkeypatch.setattr(tfhub, 'module_sha256', lambda module: 'that of the archive')
     (tmp_path / f'.m.pt.{os.getpid()}.tmp').symlink_to('/dev/full')
-    with pytest.raises(UserError, match='m.pt cannot be written .No space left on device.; copy .* and name it by MODULE$'):
+    message = 'm.pt cannot be written .No space left on device.; copy .* and pass it as MODULE$'
+    with pytest.raises(UserError, match=message):
         convert.main([str(tmp_path / 'm.tar.gz')])
 
 
-@pytest.mark.parametrize('main, name', [(script.main, 'metrics.fvd'), (convert.main, 'metrics.fvd.convert')])
-def test_usage_says_how_to_call(main, name, capsys):
-    with pytest.raises(SystemExit):
-        main(['--help'])
-    assert capsys.readouterr().out.startswith(f'usage: python -m {name} [-h]')
+@pytest.mark.parametrize('main, name', [(script.main, 'metrics.fvd'),
+                                        (convert.main, 'metrics.fvd.convert')])
+def test_usage_says_how_to_call(main, name, call):
+    done = call(main, '--help')
+    assert done.code == 0 and done.out.startswith(f'usage: python -m {name} [-h]')
 
 
 # The TF-Hub module
 
-def test_both_backends_are_equal(module):
+def test_both_backends_are_equal(module, exported):
     videos = np.concatenate([VIDEOS['grad12'](), VIDEOS['noise16']()[:1, :12]])
     reference = build_embedding(module, 'tfhub')
-    ours = build_embedding(module)  # converts it
-    assert (module.with_name('module.pt')).exists() and ours.sha256 == reference.sha256 == golden['weights_sha256']
-    for x in (videos, videos[:2, :, :, :48, :1]):
-        expected = reference(x)
-        assert abs(ours(x) - expected).max() < 1e-5 * abs(expected).max()
-    assert abs(reference(videos)[:2] - golden['logits_grad12']).max() < 1e-5 * abs(golden['logits_grad12']).max()
+    ours = build_embedding(module)
+    assert exported == [module] and module.with_name('module.pt').exists()  # converted
+    assert ours.sha256 == reference.sha256 == golden['weights_sha256']
+    expected = reference(videos)
+    assert abs(ours(videos) - expected).max() < 1e-5 * abs(expected).max()
+    logits = golden['logits_grad12']
+    assert abs(expected[:2] - logits).max() < 1e-5 * abs(logits).max()
+    narrow = videos[:2, :9, :, :48, :1]
+    expected = reference(narrow)
+    assert abs(ours(narrow) - expected).max() < 1e-5 * abs(expected).max()
     reference.close()
     assert 'tensorflow' not in sys.modules
 
 
 def test_conversion_of_an_archive(module, tmp_path, capsys):
-    with tarfile.open(tmp_path / 'm.tar.gz', 'w:gz') as tar:
+    with tarfile.open(tmp_path / 'm.tar.gz', 'w:gz', compresslevel=1) as tar:
         tar.add(module, './')
-        tar.add(module / 'saved_model.pb', '../outside')  # is left aside
+        tar.add(module / 'saved_model.pb', '../outside')  # to be skipped
     convert.main([str(tmp_path / 'm.tar.gz')])
     assert sorted(p.name for p in tmp_path.iterdir()) == ['m.pt', 'm.tar.gz']
-    assert f'{tmp_path}/m.pt: SHA-256 of the weights {golden["weights_sha256"]}' in capsys.readouterr().out
+    digest = golden['weights_sha256']
+    assert f'{tmp_path}/m.pt: SHA-256 of the weights {digest}' in capsys.readouterr().out
     weights.load_state(tmp_path / 'm.tar.gz')
-    assert 'converting' not in capsys.readouterr().err  # again
-    assert torch.equal(weights.load_state(tmp_path / 'm.pt')['Conv3d_1a_7x7.conv3d.weight'], random_state()['Conv3d_1a_7x7.conv3d.weight'])
+    assert 'converting' not in capsys.readouterr().err  # a second time
+    name = 'Conv3d_1a_7x7.conv3d.weight'
+    assert torch.equal(weights.load_state(tmp_path / 'm.pt')[name], random_state()[name])
 
 
-def test_conversion_belongs_to_its_module(module, tmp_path, capsys, monkeypatch):
-    """That of another module, as after an update, is replaced, whatever its time; a file that is no conversion is neither used nor replaced."""
+def test_conversion_belongs_to_its_module(module, exported, tmp_path, capsys):
+    """That of another module, as after an update, is replaced; another file is left alone."""
     shutil.copytree(module, tmp_path / 'm')
-    other = {k: v + 1 if k == 'logits.conv3d.bias' else v for k, v in random_state().items()}
+    state, name = random_state(), 'logits.conv3d.bias'
+    other = {**state, name: state[name] + 1}
     torch.save({**other, weights.SOURCE: 'of another one'}, tmp_path / 'm.pt')
-    state = weights.load_state(tmp_path / 'm')
+    found = weights.load_state(tmp_path / 'm')
     assert f'converting {tmp_path}/m to {tmp_path}/m.pt' in capsys.readouterr().err
-    assert torch.equal(state['logits.conv3d.bias'], random_state()['logits.conv3d.bias']) and weights.SOURCE not in state
-    monkeypatch.setattr(tfhub, 'export', None)
-    (tmp_path / 'later').mkdir()
-    for name in ('m', 'm.pt'):
-        (tmp_path / name).rename(tmp_path / 'later' / name)
-    assert weights.sha256(weights.load_state(tmp_path / 'later' / 'm')) == golden['weights_sha256']
+    assert exported == [tmp_path / 'm']
+    assert torch.equal(found[name], state[name]) and weights.SOURCE not in found
+    later = tmp_path / 'later'
+    later.mkdir()
+    for file in ('m', 'm.pt'):
+        (tmp_path / file).rename(later / file)
+    assert weights.sha256(weights.load_state(later / 'm')) == golden['weights_sha256']
     torch.save(other, tmp_path / 'weights')
     for content in ((tmp_path / 'weights').read_bytes(), b'notes of mine'):
-        (tmp_path / 'later' / 'm.pt').write_bytes(content)
-        with pytest.raises(UserError, match='later/m.pt is in the way of the conversion of the TF-Hub module .* move it away'):
-            weights.load_state(tmp_path / 'later' / 'm')
-        assert (tmp_path / 'later' / 'm.pt').read_bytes() == content
+        (later / 'm.pt').write_bytes(content)
+        message = 'later/m.pt is in the way of the conversion of the TF-Hub module .* move it away'
+        with pytest.raises(UserError, match=message):
+            weights.load_state(later / 'm')
+        assert (later / 'm.pt').read_bytes() == content
+    assert len(exported) == 1
 
 
 def test_modules_that_cannot_be_read(module, tmp_path):
     (tmp_path / 'a.tar.gz').write_bytes(b'no archive')
-    with pytest.raises(UserError, match='a.tar.gz is no tar archive or is damaged'):
+    with pytest.raises(UserError, match='a.tar.gz is not a tar archive or is damaged'):
         build_embedding(tmp_path / 'a.tar.gz')
     (tmp_path / 'b').mkdir()
     shutil.copy(module / 'saved_model.pb', tmp_path / 'b')
@@ -365,7 +448,8 @@ def test_tensorflow_and_pytorch_do_not_meet():
     code = (f'import sys, runpy; sys.argv = ["tfhub.py"]; sys.path[0] = "{ROOT}/metrics/fvd"\n'
             f'try: runpy.run_path("{ROOT}/metrics/fvd/tfhub.py", run_name="__main__")\n'
             'except ValueError: print("torch" in sys.modules)')
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'False'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.strip() == 'False'
 
 
 # Scripts
@@ -378,37 +462,21 @@ def i3d_path(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def test_set(tmp_path_factory):
-    from preprocessing.mmnist import make_test_set
+def test_set(data_dir, tmp_path_factory):
+    """Folder with a test set of 20 videos of nine frames."""
     folder = tmp_path_factory.mktemp('nine_frames')
-    make_test_set.main(['--data_dir', str(folder), '--seq_len', '9', '--digit_source', 'mnist5k'])
+    with np.load(data_dir / 'smmnist5k_test_2digits_64.npz', allow_pickle=False) as f:
+        sequences = f['sequences'][:, :20]
+    np.savez(folder / 'smmnist5k_test_2digits_64.npz',
+             sequences=np.concatenate([sequences, sequences[:1]]))
     return folder
 
 
 def run_test(run_dir, test_set, out_dir, *more):
-    evaluation.main(['--xp_dir', str(run_dir), '--data_dir', str(test_set), '--out_dir', str(out_dir), '--metrics', 'psnr', '--n_pictures', '0',
-                     '--nt_gen', '9', '--n_videos', '16', '--n_samples', '2', '--batch_size', '7', *more])
-
-
-def test_evaluation_with_fvd(run_dir, test_set, i3d_path, tmp_path, capsys):
-    run_test(run_dir, test_set, tmp_path, '--fvd', '--i3d_path', str(i3d_path))
-    result = json.loads((tmp_path / 'results.json').read_text())
-    assert result['protocol']['fvd'] == {
-        'frames': 9, 'conditioning_frames_included': True, 'resolution': [64, 64], 'clips': 16, 'samples': 1, 'seed': 1,
-        'embedding': metrics.fvd.EMBEDDING, 'backend': 'torch', 'weights_sha256': str(golden['weights_sha256'])}
-    assert result['scores']['fvd']['std'] == 0
-    out = capsys.readouterr().out
-    assert 'FVD: 9 frames, the 3 given ones included, 64 x 64, 16 clips, 1 random sample, seed 1' in out
-    value = f'FVD {result["scores"]["fvd"]["mean"]:.2f}'
-    assert value in out
-
-    # The same by hand: true and predicted videos, the given frames in front
-    truth = true_videos(test_set)
-    np.savez(tmp_path / 'truth.npz', samples=truth[..., 0])
-    np.save(tmp_path / 'predicted.npy', predicted_videos(truth, tmp_path, 1))
-    script.main([str(tmp_path / 'truth.npz'), str(tmp_path / 'predicted.npy'), '--i3d_path', str(i3d_path)])
-    out = capsys.readouterr().out
-    assert value in out and 'predicted.npy: 16 videos of 9 frames, 64 x 64, 1 channel' in out and str(golden['weights_sha256']) in out
+    test_script.main(['--xp_dir', str(run_dir), '--data_dir', str(test_set),
+                      '--out_dir', str(out_dir), '--metrics', 'psnr', '--n_pictures', '0',
+                      '--nt_gen', '9', '--n_videos', '16', '--n_samples', '2',
+                      '--batch_size', '7', *more])
 
 
 def true_videos(test_set):
@@ -421,24 +489,57 @@ def predicted_videos(truth, folder, i):
         return np.concatenate([truth[:, :3], f['samples']], 1)
 
 
+def test_evaluation_with_fvd(run_dir, test_set, i3d_path, tmp_path, memory, capsys):
+    run_test(run_dir, test_set, tmp_path, '--fvd', '--i3d_path', str(i3d_path))
+    result = json.loads((tmp_path / 'results.json').read_text())
+    assert result['protocol']['fvd'] == {
+        'frames': 9, 'conditioning_frames_included': True, 'resolution': [64, 64], 'clips': 16,
+        'samples': 1, 'seed': 1, 'embedding': metrics.fvd.EMBEDDING, 'backend': 'torch',
+        'weights_sha256': str(golden['weights_sha256'])}
+    assert result['scores']['fvd']['std'] == 0
+    out = capsys.readouterr().out
+    assert ('FVD: 9 frames, 3 conditioning frames included, 64 x 64, 16 clips, '
+            '1 random sample, seed 1') in out
+    value = f'FVD {result["scores"]["fvd"]["mean"]:.2f}'
+    assert value in out
+
+    # The same by hand: true and predicted videos, after the conditioning frames
+    truth = true_videos(test_set)
+    np.savez(tmp_path / 'truth.npz', samples=truth[..., 0])
+    np.save(tmp_path / 'predicted.npy', predicted_videos(truth, tmp_path, 1))
+    script.main([str(tmp_path / 'truth.npz'), str(tmp_path / 'predicted.npy'),
+                 '--i3d_path', str(i3d_path)])
+    out = capsys.readouterr().out
+    assert value in out and str(golden['weights_sha256']) in out
+    assert 'predicted.npy: 16 videos of 9 frames, 64 x 64, 1 channel' in out
+    assert len(memory) == 32
+
+
 def test_mean_over_samples(run_dir, test_set, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(metrics.fvd, 'build_embedding', lambda *_: MeanColour())
     run_test(run_dir, test_set, tmp_path, '--fvd', '--fvd_samples', '2')
     truth = true_videos(test_set)
     distances = [fvd(truth, predicted_videos(truth, tmp_path, i), MeanColour()) for i in (1, 2)]
+    mean, std = np.mean(distances), np.std(distances)
     scores = json.loads((tmp_path / 'results.json').read_text())['scores']
-    assert scores['fvd'] == {'mean': pytest.approx(np.mean(distances)), 'std': pytest.approx(np.std(distances))}
-    assert f'FVD {np.mean(distances):.2f} ± {np.std(distances):.2f} (standard deviation over 2 samples)' in capsys.readouterr().out
-    with pytest.raises(UserError, match='is of an evaluation with fvd samples 2, found 1 now'):
+    assert scores['fvd'] == {'mean': pytest.approx(mean), 'std': pytest.approx(std)}
+    line = f'FVD {mean:.2f} ± {std:.2f} (standard deviation of 2 samples)'
+    assert line in capsys.readouterr().out
+    message = 'is from an evaluation with fvd samples 2, found 1 now'
+    with pytest.raises(UserError, match=message):
         run_test(run_dir, test_set, tmp_path, '--fvd')
-    run_test(run_dir, test_set, tmp_path, '--fvd', '--n_samples', '7', '--fvd_samples', '7', '--overwrite')  # more than are saved
-    assert sorted(p.name for p in tmp_path.glob('random*')) == [f'random_{i}.npz' for i in range(1, 6)]
+    # More samples than are saved
+    run_test(run_dir, test_set, tmp_path, '--fvd', '--n_samples', '7', '--fvd_samples', '7',
+             '--overwrite')
+    saved = sorted(p.name for p in tmp_path.glob('random*'))
+    assert saved == [f'random_{i}.npz' for i in range(1, 6)]
 
 
 @pytest.mark.parametrize('more, message', [
-    (['--fvd', '--n_videos', '15'], 'the test set, by --n_videos and --nt_gen, has 15 videos'),
+    (['--fvd', '--n_videos', '15'],
+     r'the test set \(--n_videos, --nt_gen\) has 15 videos'),
     (['--fvd', '--nt_gen', '8'], 'videos of 8 frames'),
-    (['--fvd', '--fvd_samples', '3'], '--fvd_samples 3 is more than the 2 samples'),
+    (['--fvd', '--fvd_samples', '3'], '--fvd_samples 3 is more than --n_samples 2'),
     (['--fvd', '--i3d_path', 'nowhere'], '--i3d_path nowhere does not exist'),
     (['--fvd'], 'not in .*cache'),
     (['--fvd_samples', '2'], 'need --fvd'),
@@ -456,7 +557,7 @@ def test_sets_are_checked_before_the_network_is_built(tmp_path, monkeypatch):
         script.main([str(tmp_path / 'few.npy')] * 2)
 
 
-def test_errors_of_files(tmp_path, i3d_path):
+def test_errors_of_files(tmp_path):
     good = tmp_path / 'good.npy'
     np.save(good, np.zeros((16, 9, 8, 8), np.uint8))
     np.save(tmp_path / 'float.npy', np.zeros((16, 9, 8, 8)))
@@ -467,9 +568,10 @@ def test_errors_of_files(tmp_path, i3d_path):
     (tmp_path / 'cut.npz').write_bytes((tmp_path / 'cut.npz').read_bytes()[:5000])
     (tmp_path / 'array.npz').write_bytes(good.read_bytes())
     (tmp_path / 'archive.npy').write_bytes((tmp_path / 'two.npz').read_bytes())
-    for name, message in (('nowhere.npz', 'does not exist'), ('float.npy', 'holds float64'), ('two.npz', 'holds a, b; expected one'),
-                          ('pickle.npz', 'is not a .npy or .npz file'), ('text.npz', 'is not a .npy or .npz file'),
-                          ('cut.npz', 'is not a .npy or .npz file'), ('array.npz', 'is not a .npy or .npz file'),
-                          ('archive.npy', 'is not a .npy or .npz file')):
+    unreadable = 'is not a .npy or .npz file'
+    for name, message in (('nowhere.npz', 'does not exist'), ('float.npy', 'holds float64'),
+                          ('two.npz', 'holds a, b; expected one'), ('pickle.npz', unreadable),
+                          ('text.npz', unreadable), ('cut.npz', unreadable),
+                          ('array.npz', unreadable), ('archive.npy', unreadable)):
         with pytest.raises(UserError, match=message):
-            script.main([str(good), str(tmp_path / name), '--i3d_path', str(i3d_path)])
+            script.main([str(good), str(tmp_path / name)])

@@ -1,4 +1,4 @@
-"""Metrics against numbers of the published implementation and against independent ones."""
+"""Metrics against numbers of the published implementation and independent ones."""
 
 import os
 import warnings
@@ -6,14 +6,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN
 from skimage.metrics import structural_similarity
 
 import metrics.lpips
-from conftest import GOLDEN
+from files import UserError, sha256
 from metrics import build_metrics
 from metrics.frame import PSNR, SSIM, psnr, ssim
 from metrics.lpips import CHECKPOINT, CONVOLUTIONS, LPIPS, find_backbone, find_linear
-from files import UserError, sha256
 
 
 @pytest.fixture(scope='module')
@@ -33,14 +33,21 @@ def random_backbone():
     generator = torch.Generator().manual_seed(0)
     backbone = {}
     for i, (n_in, n_out, kernel, _, _), _ in CONVOLUTIONS:
-        backbone[f'features.{i}.weight'] = torch.randn(n_out, n_in, kernel, kernel, generator=generator) * (2 / (n_in * kernel ** 2)) ** .5
+        weight = torch.randn(n_out, n_in, kernel, kernel, generator=generator)
+        backbone[f'features.{i}.weight'] = weight * (2 / (n_in * kernel ** 2)) ** .5
         backbone[f'features.{i}.bias'] = 0.1 * torch.randn(n_out, generator=generator)
     return backbone
 
 
+def skimage_ssim(x, y):
+    return structural_similarity(x, y, data_range=1, gaussian_weights=True, sigma=1.5,
+                                 use_sample_covariance=False)
+
+
 @pytest.mark.parametrize('name, function', [('psnr', psnr), ('ssim', ssim)])
 def test_golden_frame_metrics(name, function, frames, golden, device):
-    torch.testing.assert_close(function(*(v.to(device) for v in frames)).cpu(), torch.from_numpy(golden[name]), rtol=1e-5, atol=1e-5)
+    found = function(*(v.to(device) for v in frames)).cpu()
+    torch.testing.assert_close(found, torch.from_numpy(golden[name]), rtol=1e-5, atol=1e-5)
 
 
 def test_psnr_of_known_differences():
@@ -53,39 +60,41 @@ def test_psnr_of_known_differences():
 
 def test_ssim_is_that_of_skimage(frames):
     a, b = (v[0, 0].double().numpy() for v in frames)
-    expected = structural_similarity(a, b, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
-    assert ssim(*frames)[0, 0].item() == pytest.approx(expected, abs=1e-5)
+    assert ssim(*frames)[0, 0].item() == pytest.approx(skimage_ssim(a, b), abs=1e-5)
     x = torch.zeros(64, 64)
     x[10:40, 20:30] = 1  # flat regions: variances near 0
-    expected = structural_similarity(x.numpy(), x.numpy() * 0.9, data_range=1, gaussian_weights=True, sigma=1.5,
-                                     use_sample_covariance=False)
+    expected = skimage_ssim(x.numpy(), x.numpy() * 0.9)
     assert ssim(x, x * 0.9).item() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize('metric, function', [(PSNR(), psnr), (SSIM(), ssim)])
 def test_video_metrics_average_frames_and_channels(metric, function):
     x, y = torch.rand(2, 4, 3, 2, 64, 64)
-    expected = torch.stack([torch.stack([function(x[t, b, c], y[t, b, c]) for t in range(4) for c in range(2)]).mean() for b in range(3)])
+    expected = torch.stack([
+        torch.stack([function(x[t, b, c], y[t, b, c]) for t in range(4) for c in range(2)]).mean()
+        for b in range(3)])
     torch.testing.assert_close(metric(x, metric.prepare(y)), expected)
 
 
 @pytest.mark.parametrize('grey', [False, True])
 def test_golden_lpips(frames, golden, grey, device):
-    """With the real AlexNet; runs where $SRVP_LPIPS_DIR names a folder with it (its weights do not come with the code)."""
+    """With the real AlexNet, which is not included: $SRVP_LPIPS_DIR is a folder with it."""
     if 'SRVP_LPIPS_DIR' not in os.environ:
         pytest.skip("SRVP_LPIPS_DIR does not name a folder with torchvision's AlexNet")
     lpips = LPIPS(find_backbone(os.environ['SRVP_LPIPS_DIR'])).to(device)
-    a, b = (v[:, None, :1 if grey else 3].to(device) for v in frames)  # six frames of one video each
-    expected = torch.from_numpy(golden['lpips_alex_v01' + '_gray' * grey]).mean()
-    torch.testing.assert_close(lpips(a, lpips.prepare(b))[0].cpu(), expected, rtol=1e-4, atol=1e-4)
-    found = lpips.distance(lpips.features(a[:, 0]), lpips.features(b[:, 0]))
-    torch.testing.assert_close(found.cpu(), torch.from_numpy(golden['lpips_alex_v01' + '_gray' * grey]), rtol=1e-4, atol=1e-4)
+    channels = 1 if grey else 3
+    a, b = (v[:, :channels].to(device) for v in frames)
+    expected = torch.from_numpy(golden['lpips_alex_v01_gray' if grey else 'lpips_alex_v01'])
+    found = lpips.distance(lpips.features(a), lpips.features(b))
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-4)
+    found = lpips(a[:, None], lpips.prepare(b[:, None]))[0]  # one video of six frames
+    torch.testing.assert_close(found.cpu(), expected.mean(), rtol=1e-4, atol=1e-4)
 
 
 def test_lpips_is_that_of_its_authors(frames, device):
     """Against the package `lpips`, on the same random backbone."""
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # its use of torchvision is dated
+        warnings.simplefilter('ignore')  # it uses deprecated options of torchvision
         import lpips as reference
         theirs = reference.LPIPS(net='alex', version='0.1', pnet_rand=True, verbose=False).eval()
     backbone = random_backbone()
@@ -96,30 +105,37 @@ def test_lpips_is_that_of_its_authors(frames, device):
             conv.bias.copy_(backbone[f'features.{i}.bias'])
         expected = theirs(*frames, normalize=True).flatten()
     ours, frames = LPIPS(backbone).to(device), [v.to(device) for v in frames]
-    torch.testing.assert_close(ours.distance(*map(ours.features, frames)).cpu(), expected, rtol=1e-5, atol=1e-6)
-    videos = [f.unflatten(0, (3, 2)) for f in frames]  # three frames of two videos
-    torch.testing.assert_close(ours(videos[0], ours.prepare(videos[1])).cpu(), expected.unflatten(0, (3, 2)).mean(0), rtol=1e-5, atol=1e-6)
+    found = ours.distance(*map(ours.features, frames))
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-6)
+    x, y = (f.unflatten(0, (3, 2)) for f in frames)  # three frames of two videos
+    found, expected = ours(x, ours.prepare(y)).cpu(), expected.unflatten(0, (3, 2)).mean(0)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     x = torch.rand(2, 1, 1, 64, 64, device=device)
-    grey = ours(x, ours.prepare(1 - x))
-    torch.testing.assert_close(grey, ours(x.repeat(1, 1, 3, 1, 1), ours.prepare(1 - x.repeat(1, 1, 3, 1, 1))))
+    colour = x.repeat(1, 1, 3, 1, 1)
+    expected = ours(colour, ours.prepare(1 - colour))
+    torch.testing.assert_close(ours(x, ours.prepare(1 - x)), expected)
 
 
 def test_linear_weights_come_with_the_package():
-    assert [len(w) for w in find_linear()] == [64, 192, 384, 256, 256] and all((w >= 0).all() for w in find_linear())
+    weights = find_linear()
+    assert [len(w) for w in weights] == [64, 192, 384, 256, 256]
+    assert all((w >= 0).all() for w in weights)
 
 
 def test_backbone_is_searched_in_the_folder_then_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
-    features, whole = random_backbone(), {**random_backbone(), 'classifier.6.bias': torch.zeros(1000)}
-    features['features.0.bias'] += 1
-    folder, cache, empty = tmp_path / 'given', tmp_path / 'torch' / 'hub' / 'checkpoints', tmp_path / 'empty'
+    folder, empty = tmp_path / 'given', tmp_path / 'empty'
+    cache = tmp_path / 'torch' / 'hub' / 'checkpoints'
     for d in (folder, cache, empty):
         d.mkdir(parents=True)
+    features = random_backbone()
+    whole = {**random_backbone(), 'classifier.6.bias': torch.zeros(1000)}
+    features['features.0.bias'] += 1
     torch.save(features, folder / 'alexnet-features.pth')
     torch.save(whole, cache / CHECKPOINT)
-    assert torch.equal(find_backbone(folder)['features.0.bias'], features['features.0.bias'])
-    for lpips_dir in (None, empty):
-        assert torch.equal(find_backbone(lpips_dir)['features.0.bias'], whole['features.0.bias'])
+    for lpips_dir, expected in ((folder, features), (None, whole), (empty, whole)):
+        found = find_backbone(lpips_dir)
+        assert torch.equal(found['features.0.bias'], expected['features.0.bias'])
     assert set(build_metrics(['lpips', 'psnr'], folder, 'cpu')) == {'psnr', 'lpips'}
 
 
@@ -128,13 +144,16 @@ def test_backbone_errors(tmp_path, monkeypatch):
     with pytest.raises(UserError, match='is not a folder'):
         find_backbone(tmp_path / 'nowhere')
     (tmp_path / CHECKPOINT).write_bytes(b'not a checkpoint')
-    with pytest.raises(UserError, match='cannot|can be read safely'):
+    with pytest.raises(UserError, match='cannot|is not a readable weights file'):
         find_backbone(tmp_path)
     good = random_backbone()
-    for name, value in (('features.0.weight', torch.zeros(64, 3, 3, 3)), ('features.3.bias', torch.zeros(1)), ('features.6.bias', 'none'),
+    for name, value in (('features.0.weight', torch.zeros(64, 3, 3, 3)),
+                        ('features.3.bias', torch.zeros(1)), ('features.6.bias', 'none'),
                         ('features.8.weight', good['features.8.weight'] / 0)):
         torch.save({**good, name: value}, tmp_path / CHECKPOINT)
-        with pytest.raises(UserError, match=f"does not hold the convolutions of torchvision's AlexNet .{name} is missing, of another shape or not"):
+        message = ("does not hold the convolutions of torchvision's AlexNet "
+                   f'.{name} is missing, of another shape or not')
+        with pytest.raises(UserError, match=message):
             find_backbone(tmp_path)
 
 
@@ -143,17 +162,20 @@ def test_backbone_is_downloaded_and_its_hash_checked(tmp_path, monkeypatch, serv
     folder, address = server
     torch.save(random_backbone(), folder / 'weights')
     for digest in ('00000000', sha256(folder / 'weights')[:8]):
-        (folder / f'alexnet-owt-{digest}.pth').write_bytes((folder / 'weights').read_bytes())
-        monkeypatch.setattr(metrics.lpips, 'URL', f'{address}alexnet-owt-{digest}.pth')
+        name = f'alexnet-owt-{digest}.pth'
+        (folder / name).write_bytes((folder / 'weights').read_bytes())
+        monkeypatch.setattr(metrics.lpips, 'URL', address + name)
         if digest == '00000000':
             with pytest.raises(UserError, match='invalid hash'):
                 find_backbone()
         else:
-            assert torch.equal(find_backbone()['features.3.bias'], random_backbone()['features.3.bias'])
+            expected = random_backbone()['features.3.bias']
+            assert torch.equal(find_backbone()['features.3.bias'], expected)
 
 
-def test_backbone_nowhere_says_how_to_get_it(tmp_path, monkeypatch):
+def test_missing_backbone_error_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    monkeypatch.setattr(metrics.lpips, 'URL', f'http://127.0.0.1:9/{CHECKPOINT}')  # no server there
+    # No server listens there
+    monkeypatch.setattr(metrics.lpips, 'URL', f'http://127.0.0.1:9/{CHECKPOINT}')
     with pytest.raises(UserError, match=f'put {CHECKPOINT} from http://.* --metrics psnr ssim'):
         find_backbone()

@@ -1,4 +1,4 @@
-"""Fréchet video distance (Unterthiner et al., 2019): Fréchet distance of the logits of I3D on two sets of videos."""
+"""Fréchet video distance (Unterthiner et al., 2019), on the logits of I3D."""
 
 import statistics
 
@@ -11,8 +11,9 @@ from metrics.fvd.frechet import frechet_distance
 from metrics.fvd.i3d import I3D, MIN_FRAMES, preprocess
 
 MIN_VIDEOS = 16
-EMBEDDING = 'logits of I3D, Kinetics-400 (TF-Hub deepmind/i3d-kinetics-400/1, RGB/inception_i3d/Mean:0)'
-AT_ONCE = 4  # clips in the network, 40 frames of which take 0.5 GB
+EMBEDDING = ('logits of I3D, Kinetics-400 '
+             '(TF-Hub deepmind/i3d-kinetics-400/1, RGB/inception_i3d/Mean:0)')
+BATCH_SIZE = 4  # clips per forward pass: 0.5 GB for 40 frames
 
 
 class Embedding:
@@ -21,8 +22,9 @@ class Embedding:
     Parameters
     ----------
     state : dict of tensors
-        What `weights.load_state` returns.
+        As returned by `weights.load_state`.
     device : torch.device
+        From `utils.get_device`, which sets full float32.
     """
 
     def __init__(self, state, device='cpu'):
@@ -32,50 +34,67 @@ class Embedding:
 
     @torch.inference_mode()
     def __call__(self, videos):
-        """Features, float64 array (N, 400), of videos, uint8 array (N, T, H, W, C) of one channel or three."""
-        features = []
-        for batch in torch.from_numpy(videos).split(AT_ONCE):
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # full float32
-                features.append(self._i3d(preprocess(batch.to(self.device))).double().cpu().numpy())
-        return np.concatenate(features)
+        """Features, float64 (N, 400), of videos, uint8 array (N, T, H, W, C), C 1 or 3."""
+        batches = torch.from_numpy(videos).split(BATCH_SIZE)
+        logits = [self._i3d(preprocess(batch.to(self.device))) for batch in batches]
+        return torch.cat(logits).double().cpu().numpy()
 
     def close(self):
         pass
 
 
 def build_embedding(path=None, backend='torch', device='cpu'):
-    """Embedding of videos by the weights at `path`, by default in the cache, by PyTorch or ('tfhub') TensorFlow."""
+    """Embedding with the weights at `path`, by default those in the cache.
+
+    Parameters
+    ----------
+    path : path
+    backend : {'torch', 'tfhub'}
+    device : torch.device
+        Of the backend 'torch'; TensorFlow runs on the CPU.
+
+    Returns
+    -------
+    Embedding or TFHub
+        To be closed after use.
+    """
     path = weights.find(path, backend)
-    return tfhub.TFHub(path) if backend == 'tfhub' else Embedding(weights.load_state(path), device)
+    if backend == 'tfhub':
+        return tfhub.TFHub(path)
+    return Embedding(weights.load_state(path), device)
 
 
 def check_sizes(n_videos, n_frames, what='the set'):
-    """Stop at videos too few or too short."""
+    """Raise a UserError for too few or too short videos."""
     if n_videos < MIN_VIDEOS:
-        raise UserError(f'{what} has {n_videos} videos, but the Fréchet video distance needs at least {MIN_VIDEOS}; give more')
+        raise UserError(f'{what} has {n_videos} videos, but the Fréchet video distance needs '
+                        f'at least {MIN_VIDEOS}; use more')
     if n_frames < MIN_FRAMES:
-        raise UserError(f'{what} has videos of {n_frames} frames, but the Fréchet video distance needs at least {MIN_FRAMES}; give '
-                        'longer ones')
+        raise UserError(f'{what} has videos of {n_frames} frames, but the Fréchet video distance '
+                        f'needs at least {MIN_FRAMES}; use longer ones')
 
 
 def check_sets(x, y):
-    """Stop at sets of videos that have no distance."""
+    """Raise a UserError for two sets of videos, arrays or tensors, without a distance."""
     for videos, what in ((x, 'the first set'), (y, 'the second set')):
-        if videos.ndim != 5 or videos.shape[-1] not in (1, 3) or 0 in videos.shape[2:] or str(videos.dtype).removeprefix('torch.') != 'uint8':
-            raise UserError(f'{what} has shape {tuple(videos.shape)} and type {videos.dtype}; expected uint8 (N, T, H, W, C), H and W at least 1, C 1 or 3')
+        if (videos.dtype not in (np.uint8, torch.uint8) or videos.ndim != 5
+                or videos.shape[-1] not in (1, 3) or 0 in videos.shape[2:]):
+            raise UserError(f'{what} has shape {tuple(videos.shape)} and type {videos.dtype}; '
+                            'expected uint8 (N, T, H, W, C), H and W at least 1, C 1 or 3')
         check_sizes(*videos.shape[:2], what)
     if x.shape[1] != y.shape[1]:
-        raise UserError(f'the sets have videos of {x.shape[1]} and {y.shape[1]} frames; distances are defined for one length: cut the longer')
+        raise UserError(f'the sets have videos of {x.shape[1]} and {y.shape[1]} frames; '
+                        'cut the longer ones to the same length')
 
 
 class FVD:
-    """FVD of a test set against random predictions of it, batch by batch: only features are kept.
+    """FVD between a test set and random predictions of it; only features are kept.
 
     Parameters
     ----------
     embed : Embedding or TFHub
     n_samples : int
-        Random samples, the distances of which are averaged.
+        Number of random samples, whose distances are averaged.
     """
 
     def __init__(self, embed, n_samples=1):
@@ -83,51 +102,53 @@ class FVD:
         self._true, self._samples = [], [[] for _ in range(n_samples)]
 
     def update(self, given, target, samples):
-        """Add a batch.
+        """Add a batch of videos.
 
         Parameters
         ----------
         given, target : uint8 arrays (T, B, H, W, C)
+            Conditioning frames, and the frames after them.
         samples : sequence of `n_samples` uint8 arrays (T, B, H, W, C)
             Predictions of `target`.
         """
-        for features, end in zip([self._true, *self._samples], [target, *samples]):
-            features.append(_embed(self.embed, np.concatenate([given, end]).swapaxes(0, 1)))
+        for features, frames in zip([self._true, *self._samples], [target, *samples]):
+            videos = np.concatenate([given, frames]).swapaxes(0, 1)
+            features.append(compute_features(self.embed, videos))
 
     def collect(self, world, n):
-        """Bring the features of all n videos, of which each process of `world` has its part, to the first one, which has the result."""
-        self._true, *self._samples = ([world.collect(np.concatenate(features), n)] for features in (self._true, *self._samples))
+        """Bring the features of all n videos to the main process; see `World.collect`."""
+        self._true, *self._samples = ([world.collect(np.concatenate(features), n)]
+                                      for features in (self._true, *self._samples))
 
     def result(self):
-        """Mean over samples, and their standard deviation (divisor n; 0 for one)."""
-        distances = [_distance(self._true, sample) for sample in self._samples]
+        """Mean and standard deviation (divisor n) of the distances over samples."""
+        true = np.concatenate(self._true)
+        distances = [frechet_distance(true, np.concatenate(sample)) for sample in self._samples]
         return statistics.fmean(distances), statistics.pstdev(distances)
 
 
-def _embed(embed, videos):
+def compute_features(embed, videos):
+    """Features of videos, checked to be finite."""
     features = embed(videos)
     if not np.isfinite(features).all():
-        raise UserError('the features of I3D hold values that are not finite numbers; its weights are damaged, take others (--i3d_path)')
+        raise UserError('the features of I3D are not finite: its weights are damaged; '
+                        'use others (--i3d_path)')
     return features
 
 
-def _distance(x, y):
-    return frechet_distance(np.concatenate(x), np.concatenate(y))
-
-
 def fvd(x, y, embed, batch_size=16, progress=False):
-    """Fréchet video distance of two sets of videos, not necessarily of one size.
+    """Fréchet video distance of two sets of videos, whose sizes may differ.
 
     Parameters
     ----------
-    x, y : uint8 arrays or tensors (N, T, H, W, C), of one channel or three
+    x, y : uint8 arrays or tensors (N, T, H, W, C), C 1 or 3
         At least 16 videos of at least 9 frames.
     embed : Embedding or TFHub
-        What `build_embedding` returns.
+        As returned by `build_embedding`.
     batch_size : int
         Videos read at a time.
     progress : bool
-        Whether to show a bar.
+        Whether to show a progress bar.
 
     Returns
     -------
@@ -138,11 +159,14 @@ def fvd(x, y, embed, batch_size=16, progress=False):
     UserError
     """
     check_sets(x, y)
-    features = [[], []]
-    with progress_bar(total=len(x) + len(y), desc='I3D', unit='video', disable=not progress) as bar:
+    features = [], []
+    with progress_bar(total=len(x) + len(y), desc='I3D', unit='video',
+                      disable=not progress) as bar:
         for videos, found in zip((x, y), features):
             for start in range(0, len(videos), batch_size):
                 batch = videos[start:start + batch_size]
-                found.append(_embed(embed, batch.cpu().numpy() if isinstance(batch, torch.Tensor) else np.array(batch)))
+                is_tensor = isinstance(batch, torch.Tensor)
+                batch = batch.cpu().numpy() if is_tensor else np.array(batch)
+                found.append(compute_features(embed, batch))
                 bar.update(len(batch))
-    return _distance(*features)
+    return frechet_distance(*map(np.concatenate, features))

@@ -1,20 +1,24 @@
 """Fréchet video distance of two files: `python -m metrics.fvd A.npz B.npz`."""
 
 from args import add_i3d_options
-from parsing import Parser, add_device_option, positive_int
 from files import run_script
 from metrics.fvd import EMBEDDING, build_embedding, check_sets, fvd
+from metrics.summary import count
 from metrics.videos import read_videos
+from parsing import Parser, add_device_option, positive_int
 from utils import describe, get_device
 
 
 def get_parser():
-    parser = Parser('Fréchet video distance of two sets of videos: .npy or .npz files of uint8 (N, T, H, W, C) or (N, T, H, W), such as '
-                    'those of test.py. An .npz file holds one array, or one named samples. The published scores count the given frames '
-                    'too: put them before the predicted ones, or use test.py --fvd.', prog='python -m metrics.fvd')
+    parser = Parser(
+        'Fréchet video distance of two sets of videos: .npy or .npz files of uint8 '
+        '(N, T, H, W, C) or (N, T, H, W), such as those of test.py. An .npz file holds one array, '
+        'or one named samples. Published scores include the conditioning frames: put them before '
+        'the predicted ones, or use test.py --fvd.', prog='python -m metrics.fvd')
     parser.add_argument('files', nargs=2, metavar='FILE', help='one set of videos each')
     add_i3d_options(parser)
-    parser.add_argument('--batch_size', type=positive_int, default=16, help='videos read at a time')
+    parser.add_argument('--batch_size', type=positive_int, default=16,
+                        help='videos read at a time')
     add_device_option(parser)
     return parser
 
@@ -31,9 +35,9 @@ def main(argv=None):
         embed.close()
     for path, videos in zip(args.files, (x, y)):
         n, t, h, w, c = videos.shape
-        print(f'{path}: {n} videos of {t} frames, {h} x {w}, {c} channel{"s" if c > 1 else ""}')
-    print(f'embedding: {EMBEDDING}, by {"TensorFlow" if args.fvd_backend == "tfhub" else f"PyTorch on {describe(device)}"}\n'
-          f'SHA-256 of the weights: {embed.sha256}')
+        print(f'{path}: {n} videos of {t} frames, {h} x {w}, {count(c, "channel")}')
+    backend = 'TensorFlow' if args.fvd_backend == 'tfhub' else f'PyTorch on {describe(device)}'
+    print(f'embedding: {EMBEDDING}, {backend}\nSHA-256 of the weights: {embed.sha256}')
     print(f'FVD {value:.2f}')
 
 

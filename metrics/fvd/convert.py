@@ -1,13 +1,19 @@
-"""Convert the TF-Hub module of I3D to PyTorch: `python -m metrics.fvd.convert MODULE`. TensorFlow runs in a process of its own."""
+"""Convert the TF-Hub module of I3D to PyTorch: `python -m metrics.fvd.convert MODULE`.
 
-from parsing import Parser
+TensorFlow runs in its own process.
+"""
+
 from files import run_script
 from metrics.fvd import weights
+from parsing import Parser
 
 
 def main(argv=None):
-    parser = Parser('Convert the TF-Hub module deepmind/i3d-kinetics-400/1 to a .pt file next to it.', prog='python -m metrics.fvd.convert')
-    parser.add_argument('module', nargs='?', metavar='MODULE', help=f'its folder or archive, from {weights.URL}; searched in the cache if absent')
+    parser = Parser('Convert the TF-Hub module deepmind/i3d-kinetics-400/1 to a .pt file next to '
+                    'it.', prog='python -m metrics.fvd.convert')
+    parser.add_argument('module', nargs='?', metavar='MODULE',
+                        help=f'its folder or archive, from {weights.URL}; '
+                             'default: searched in the cache')
     module = weights.find(parser.parse_args(argv).module, 'tfhub', 'MODULE')
     path = weights.convert(module, 'MODULE')
     print(f'{path}: SHA-256 of the weights {weights.sha256(weights.load_state(path))}')

@@ -1,17 +1,18 @@
-"""The TensorFlow module of I3D, in a process of its own: reference of the Fréchet video distance, and source of its weights.
+"""The TensorFlow module of I3D, run in its own process.
 
-This file is run as a script by the processes that want TensorFlow's numbers: it imports no PyTorch, they no TensorFlow.
+It is the reference of the Fréchet video distance, and the source of its weights. This file is the
+script of that process, which imports no PyTorch; the process that starts it imports no TensorFlow.
 """
 
 import contextlib
 import hashlib
-import io
 import os
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zlib
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 import numpy as np
@@ -21,53 +22,89 @@ if __name__ == '__main__':
 
 from files import UserError, run_script, sha256, write_npz
 
-FILES = ('saved_model.pb', 'tfhub_module.pb', 'variables/variables.index', 'variables/variables.data-00000-of-00001')
+VARIABLES = 'variables/variables.index', 'variables/variables.data-00000-of-00001'
+FILES = 'saved_model.pb', 'tfhub_module.pb', *VARIABLES
 
 
 def is_module(path):
-    """Whether `path` looks like a TF-Hub module: a folder or an archive of it."""
-    return (path / 'saved_model.pb').is_file() or (path.is_file() and path.name.endswith(('.tar.gz', '.tgz', '.tar')))
+    """Whether `path` looks like a TF-Hub module: its folder or archive."""
+    is_archive = path.is_file() and path.name.endswith(('.tar.gz', '.tgz', '.tar'))
+    return is_archive or (path / 'saved_model.pb').is_file()
 
 
 def module_sha256(module):
-    """SHA-256 of the files of a module, the same for its folder and its archive."""
-    with _folder(module) as folder:
-        return hashlib.sha256(''.join(f'{name} {sha256(folder / name)}\n' for name in FILES if (folder / name).is_file()).encode()).hexdigest()
+    """SHA-256 of the files of a module, the same for folder and archive."""
+    with unpacked(module) as folder:
+        found = [name for name in FILES if (folder / name).is_file()]
+        text = ''.join(f'{name} {sha256(folder / name)}\n' for name in found)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def variables_sha256(variables):
-    """SHA-256 of names and values, in the order of names: the same wherever the weights come from."""
+    """SHA-256 of variables, names and float32 values, in the order of names."""
     digest = hashlib.sha256()
     for name in sorted(variables):
-        digest.update(name.encode() + np.ascontiguousarray(variables[name], np.float32).tobytes())
+        value = np.ascontiguousarray(variables[name], np.float32)
+        digest.update(name.encode() + value.tobytes())
     return digest.hexdigest()
 
 
-# In the process that wants the numbers
+@contextlib.contextmanager
+def unpacked(module):
+    """Folder of a module. From an archive, only the necessary files are unpacked."""
+    if module.is_dir():
+        yield module
+        return
+    with tempfile.TemporaryDirectory() as tmp:
+        try:
+            with tarfile.open(module) as tar:
+                for member in tar:
+                    unpack(tar, member, tmp)
+        except (tarfile.TarError, zlib.error, EOFError, OSError):
+            raise UserError(f'{module} is not a tar archive or is damaged; '
+                            'download it again') from None
+        yield Path(tmp)
 
-def _start(*arguments, **kwargs):
-    # TensorFlow would take a whole GPU beside PyTorch, and talks much
+
+def unpack(tar, member, folder):
+    """Write a member of an archive to its place in `folder` if it is one of `FILES`."""
+    for name in FILES:
+        if member.isfile() and f'/{member.name}'.endswith(f'/{name}'):
+            path = Path(folder, name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(tar.extractfile(member).read())
+
+
+# In the calling process
+
+def start(*arguments, **kwargs):
+    """Start this script: a `subprocess.Popen`."""
+    # TensorFlow would reserve a whole GPU next to PyTorch, and logs a lot
     env = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'TF_CPP_MIN_LOG_LEVEL': '3'}
     return subprocess.Popen([sys.executable, __file__, *map(str, arguments)], env=env, **kwargs)
 
 
-def _failure(path, code, log):
+def failure(path, code, log):
+    """The UserError for a process that ended with this exit code."""
     log.seek(0)
-    lines = [line for line in log.read().decode(errors='replace').splitlines() if line.strip()]
-    reason = lines[-1].removeprefix('error: ') if lines else f'exit code {code}'
-    return UserError(reason if code == 2 else f'{path} could not be run by TensorFlow ({reason}); check that it is the whole module')
+    text = log.read().decode(errors='replace')
+    lines = [line for line in text.splitlines() if line.strip()] or [f'exit code {code}']
+    reason = lines[-1].removeprefix('error: ')
+    if code != 2:
+        reason = f'{path} could not be run by TensorFlow ({reason}); check that it is complete'
+    return UserError(reason)
 
 
 def export(module, path):
-    """Write the module's variables to `path` (.npz), by a process with TensorFlow."""
+    """Write the variables of a module to `path` (.npz)."""
     with tempfile.TemporaryFile() as log:
-        code = _start('export', module, path, stdin=subprocess.DEVNULL, stderr=log).wait()
+        code = start('export', module, path, stdin=subprocess.DEVNULL, stderr=log).wait()
         if code:
-            raise _failure(module, code, log)
+            raise failure(module, code, log)
 
 
 class TFHub:
-    """Embedding by the TensorFlow module itself: the interface of `Embedding`.
+    """Embedding by the TensorFlow module itself, with the interface of `Embedding`.
 
     Parameters
     ----------
@@ -76,114 +113,86 @@ class TFHub:
     """
 
     def __init__(self, module):
-        self.path = Path(module)
-        self._log = tempfile.TemporaryFile()
-        self._process = _start('serve', module, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
-        self.sha256 = bytes(self._receive()).decode()
+        self.path, self._log = Path(module), tempfile.TemporaryFile()
+        self._pipe, theirs = Pipe()
+        with theirs:
+            fd = theirs.fileno()
+            self._process = start('serve', module, fd, pass_fds=[fd], stdin=subprocess.DEVNULL,
+                                  stdout=self._log, stderr=self._log)
+        self.sha256 = self._receive()
 
     def __call__(self, videos):
         """Features, float64 (N, 400), of videos, uint8 (N, T, H, W, C)."""
-        try:
-            _write(self._process.stdin, videos)
-        except BrokenPipeError:
-            pass  # the answer tells why
+        with contextlib.suppress(BrokenPipeError):  # `_receive` says why
+            self._pipe.send(videos)
         return self._receive().astype(np.float64)
 
     def _receive(self):
         try:
-            return _read(self._process.stdout)
-        except EOFError:
-            raise _failure(self.path, self._process.wait(), self._log) from None
+            return self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            raise failure(self.path, self._process.wait(), self._log) from None
 
     def close(self):
         """End the process."""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+        self._pipe.close()
         self._process.wait()
-        self._process.stdout.close()
         self._log.close()
 
 
-def _write(pipe, array):
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    pipe.write(len(buffer.getbuffer()).to_bytes(8, 'little'))
-    pipe.write(buffer.getbuffer())
-    pipe.flush()
+# In the TensorFlow process
 
-
-def _read(pipe):
-    """What `_write` wrote; EOFError at the end."""
-    size = int.from_bytes(pipe.read(8), 'little')
-    data = pipe.read(size)
-    if not size or len(data) < size:
-        raise EOFError
-    return np.load(io.BytesIO(data), allow_pickle=False)
-
-
-# In the process with TensorFlow
-
-def _tensorflow():
+def import_tensorflow():
     try:
         import tensorflow
     except ImportError:
-        raise UserError('the TF-Hub module of I3D needs TensorFlow; pip install tensorflow') from None
+        raise UserError('the TF-Hub module of I3D needs TensorFlow; '
+                        'pip install tensorflow') from None
     return tensorflow
 
 
-@contextlib.contextmanager
-def _folder(module):
-    """Folder of a module, unpacked if it is an archive: only the files that are needed, to where they belong."""
-    if module.is_dir():
-        yield module
-        return
-    with tempfile.TemporaryDirectory() as tmp:
-        try:
-            with tarfile.open(module) as tar:
-                for member in tar:
-                    name = next((f for f in FILES if member.isfile() and f'/{member.name}'.endswith(f'/{f}')), None)
-                    if name:
-                        target = Path(tmp, name)
-                        target.parent.mkdir(exist_ok=True)
-                        target.write_bytes(tar.extractfile(member).read())
-        except (tarfile.TarError, zlib.error, EOFError, OSError):
-            raise UserError(f'{module} is no tar archive or is damaged; download it again') from None
-        yield Path(tmp)
-
-
-def _variables(tf, folder):
-    missing = [name for name in FILES if name != 'tfhub_module.pb' and not (folder / name).is_file()]
+def check_files(folder):
+    """Raise a UserError for an incomplete module."""
+    missing = [name for name in ('saved_model.pb', *VARIABLES) if not (folder / name).is_file()]
     if missing:
         raise UserError(f'the TF-Hub module of I3D lacks {", ".join(missing)}; download it again')
+
+
+def read_variables(tf, folder):
+    """Variables of a module by name."""
     reader = tf.train.load_checkpoint(str(folder / 'variables' / 'variables'))
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
 
 
-def _serve(tf, folder):
-    """Answer each array of videos on stdin by its logits on stdout; first of all, tell the hash of the variables."""
-    out = os.fdopen(os.dup(1), 'wb')
-    os.dup2(2, 1)  # what TensorFlow prints is not an answer
-    model = tf.saved_model.load(str(folder), tags=[]).signatures['default']  # as tensorflow_hub loads modules of TensorFlow 1
-    _write(out, np.frombuffer(variables_sha256(_variables(tf, folder)).encode(), np.uint8))
+def serve(tf, folder, fd):
+    """Send the hash of the variables to the pipe `fd`, then the logits of videos received."""
+    pipe = Connection(int(fd))
+    # As tensorflow_hub loads modules of TensorFlow 1
+    model = tf.saved_model.load(str(folder), tags=[]).signatures['default']
+    pipe.send(variables_sha256(read_variables(tf, folder)))
     with contextlib.suppress(EOFError):
         while True:
-            videos = _read(sys.stdin.buffer)
-            videos = np.repeat(videos, 3, -1) if videos.shape[-1] == 1 else videos
-            logits = []
-            for video in videos:
-                frames = tf.compat.v1.image.resize_bilinear(video.astype(np.float32), (224, 224))
-                logits.append(model(rgb_input=(2. * frames / 255. - 1.)[None])['default'].numpy())
-            _write(out, np.concatenate(logits))
+            videos = pipe.recv()
+            if videos.shape[-1] == 1:
+                videos = np.repeat(videos, 3, -1)
+            pipe.send(np.concatenate([compute_logits(tf, model, video) for video in videos]))
+
+
+def compute_logits(tf, model, video):
+    """Logits float32 (1, 400) of a video, uint8 (T, H, W, 3)."""
+    frames = tf.compat.v1.image.resize_bilinear(video.astype(np.float32), (224, 224))
+    return model(rgb_input=(2. * frames / 255. - 1.)[None])['default'].numpy()
 
 
 def main():
-    verb, module, *path = sys.argv[1:]
-    tf = _tensorflow()
-    with _folder(Path(module)) as folder:
+    verb, module, target = sys.argv[1:]
+    with unpacked(Path(module)) as folder:
+        check_files(folder)
+        tf = import_tensorflow()
         if verb == 'serve':
-            _serve(tf, folder)
+            serve(tf, folder, target)
         else:
-            write_npz(path[0], **_variables(tf, folder))
+            write_npz(target, **read_variables(tf, folder))
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
-"""Weights of I3D: where they are, what they are, and their conversion from the TF-Hub module."""
+"""Weights of I3D: finding and checking them, and their conversion from the TF-Hub module."""
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -8,42 +9,49 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from checkpoint import load, save
 from files import UserError, WriteError
 from metrics.fvd import tfhub
 from metrics.fvd.i3d import N_LOGITS, units
-from checkpoint import load, save
 
 URL = 'https://tfhub.dev/deepmind/i3d-kinetics-400/1?tf-hub-format=compressed'
-ARCHIVE = 'i3d-kinetics-400_1.tar.gz'  # what it is saved as
+ARCHIVE = 'i3d-kinetics-400_1.tar.gz'  # file name of the download
 # Searched in the cache, in this order
-NAMES = ('i3d-kinetics-400_1.pt', 'i3d-kinetics-400_1', ARCHIVE, 'i3d_pretrained_400.pt', 'rgb_imagenet.pt')
-SOURCE = 'converted_from'  # entry of a converted .pt file, beside the weights: SHA-256 of the module
+NAMES = ('i3d-kinetics-400_1.pt', 'i3d-kinetics-400_1', ARCHIVE, 'i3d_pretrained_400.pt',
+         'rgb_imagenet.pt')
+SOURCE = 'converted_from'  # entry of a converted .pt file: SHA-256 of the module
 
-BRANCHES = {'b0': 'Branch_0/Conv3d_0a_1x1', 'b1a': 'Branch_1/Conv3d_0a_1x1', 'b1b': 'Branch_1/Conv3d_0b_3x3',
-            'b2a': 'Branch_2/Conv3d_0a_1x1', 'b2b': 'Branch_2/Conv3d_0b_3x3', 'b3b': 'Branch_3/Conv3d_0b_1x1'}
+BRANCHES = {'b0': 'Branch_0/Conv3d_0a_1x1/', 'b1a': 'Branch_1/Conv3d_0a_1x1/',
+            'b1b': 'Branch_1/Conv3d_0b_3x3/', 'b2a': 'Branch_2/Conv3d_0a_1x1/',
+            'b2b': 'Branch_2/Conv3d_0b_3x3/', 'b3b': 'Branch_3/Conv3d_0b_1x1/', '': ''}
+BATCH_NORM = {'bias': 'beta', 'running_mean': 'moving_mean', 'running_var': 'moving_variance'}
 
+
+# Names: the PyTorch port in circulation (used here) and TensorFlow
 
 def parameters():
-    """Parameters of the network: (name in the PyTorch port, name of the TensorFlow variable, shape in the port)."""
+    """Parameters of I3D: list of (name in PyTorch, name in TensorFlow, shape in PyTorch)."""
     table = []
     for name, shape in units().items():
         block, _, unit = name.partition('.')
-        scope = f'RGB/inception_i3d/{block}/' + (f'{BRANCHES[unit]}/' if unit else '')
+        scope = f'RGB/inception_i3d/{block}/{BRANCHES[unit]}'
         if name == 'Mixed_5b.b2b':
-            scope = scope.replace('0b_3x3', '0a_3x3')  # so named in the module
+            scope = scope.replace('0b_3x3', '0a_3x3')  # irregular in the module
         table.append((f'{name}.conv3d.weight', f'{scope}conv_3d/w', shape))
-        table += [(f'{name}.bn.{ours}', f'{scope}batch_norm/{theirs}', shape[:1]) for ours, theirs in
-                  (('bias', 'beta'), ('running_mean', 'moving_mean'), ('running_var', 'moving_variance'))]
+        table += [(f'{name}.bn.{ours}', f'{scope}batch_norm/{theirs}', shape[:1])
+                  for ours, theirs in BATCH_NORM.items()]
     scope = 'RGB/inception_i3d/Logits/Conv3d_0c_1x1/conv_3d/'
-    return table + [('logits.conv3d.weight', f'{scope}w', (N_LOGITS, 1024, 1, 1, 1)), ('logits.conv3d.bias', f'{scope}b', (N_LOGITS,))]
+    return table + [('logits.conv3d.weight', f'{scope}w', (N_LOGITS, 1024, 1, 1, 1)),
+                    ('logits.conv3d.bias', f'{scope}b', (N_LOGITS,))]
 
 
 def from_tensorflow(variables, source):
-    """Parameters by the names of the port, of the module's variables (arrays by name), read from `source`."""
+    """Parameters by PyTorch name, from variables (arrays by name) read from `source`."""
     state = {}
     for name, variable, shape in parameters():
         if variable not in variables:
-            raise UserError(f'{source} has no variable {variable}: it is not the I3D of Kinetics-400; get it from {URL}')
+            raise UserError(f'{source} has no variable {variable}: it is not the I3D of '
+                            f'Kinetics-400; get it from {URL}')
         value = torch.from_numpy(np.asarray(variables[variable], np.float32))
         value = value.permute(4, 3, 0, 1, 2) if variable.endswith('/w') else value.flatten()
         state[name] = value.contiguous()
@@ -71,18 +79,30 @@ def sha256(state):
 
 
 def check_state(state, source):
-    """Stop unless `state` holds I3D's parameters by the names of the port. Returns all its tensors, as float32."""
+    """Raise a UserError unless `state`, read from `source`, holds I3D by PyTorch names.
+
+    Returns
+    -------
+    dict of float32 tensors
+    """
     for name, _, shape in parameters():
         value = state.get(name) if isinstance(state, dict) else None
-        if not isinstance(value, torch.Tensor) or tuple(value.shape) != shape:
-            found = f'of shape {tuple(value.shape)}' if isinstance(value, torch.Tensor) else 'missing'
-            raise UserError(f'{source} does not hold the I3D of Kinetics-400: {name} is {found}, expected {shape}')
-        scale = state.get(name.replace('.bn.bias', '.bn.weight')) if name.endswith('.bn.bias') else None
-        if scale is not None and not (isinstance(scale, torch.Tensor) and (scale == 1).all()):
-            raise UserError(f'{source} is an I3D trained further: {name.replace("bias", "weight")} is not 1 everywhere, as in the network of '
-                            'the published scores')
-    return {name: value.detach().float() for name, value in state.items() if isinstance(value, torch.Tensor)}
+        is_tensor = isinstance(value, torch.Tensor)
+        if not is_tensor or tuple(value.shape) != shape:
+            found = f'of shape {tuple(value.shape)}' if is_tensor else 'missing'
+            raise UserError(f'{source} does not hold the I3D of Kinetics-400: {name} is {found}, '
+                            f'expected {shape}')
+        if name.endswith('.bn.bias'):
+            name = name.replace('bias', 'weight')
+            scale = state.get(name, torch.ones(()))  # of batch normalisation; optional
+            if not isinstance(scale, torch.Tensor) or (scale != 1).any():
+                raise UserError(f'{source} is a fine-tuned I3D: {name} is not 1 everywhere, as in '
+                                'the network of the published scores')
+    return {name: value.detach().float() for name, value in state.items()
+            if isinstance(value, torch.Tensor)}
 
+
+# Files
 
 def cache_folder():
     """$SRVP_CACHE, by default ~/.cache/srvp."""
@@ -90,26 +110,38 @@ def cache_folder():
 
 
 def find(path=None, backend='torch', option='--i3d_path'):
-    """Path of the weights: `path`, given by `option`, or what is in the cache. UserError if they are nowhere or not of the kind needed."""
-    module_only = option != '--i3d_path'
-    if path is not None:
-        path = Path(path)
-        if not path.exists():
-            raise UserError(f'{option} {path} does not exist; name the TF-Hub module (folder or archive)' + ' or a .pt file of I3D' * (not module_only))
-        if not tfhub.is_module(path) and (path.is_dir() or backend == 'tfhub'):
-            raise UserError(f'{option} {path} is no TF-Hub module: a folder with saved_model.pb, or its .tar.gz, is expected'
-                            + ('' if module_only else ' by --fvd_backend tfhub' if backend == 'tfhub' else ', or a .pt file'))
-        return path
-    for name in NAMES:
-        found = cache_folder() / name
-        if tfhub.is_module(found) or (found.is_file() and backend == 'torch'):
-            return found
-    raise UserError(f'the Fréchet video distance needs the I3D of Kinetics-400, which is not in {cache_folder()}; download {URL} to '
-                    f'{cache_folder() / ARCHIVE}, or name the module{" or a .pt file of I3D" * (not module_only)} by {option}')
+    """Path of the weights: `path`, passed as `option`, or by default a file in the cache.
+
+    Raises
+    ------
+    UserError
+        The weights are missing, or cannot be used with the backend ('torch' or 'tfhub').
+    """
+    wanted = 'the TF-Hub module (folder with saved_model.pb, or its .tar.gz)'
+    if backend == 'torch':
+        wanted += ' or a .pt file'
+    elif option == '--i3d_path':
+        wanted += ', for --fvd_backend tfhub'
+
+    def is_usable(path):
+        return tfhub.is_module(path) or (path.is_file() and backend == 'torch')
+    if path is None:
+        cache = cache_folder()
+        for name in NAMES:
+            if is_usable(cache / name):
+                return cache / name
+        raise UserError('the Fréchet video distance needs the I3D of Kinetics-400, which is not '
+                        f'in {cache}; download {URL} to {cache / ARCHIVE}, or pass {wanted} '
+                        f'as {option}')
+    path = Path(path)
+    if not is_usable(path):
+        found = 'is not I3D' if path.exists() else 'does not exist'
+        raise UserError(f'{option} {path} {found}; use {wanted}')
+    return path
 
 
 def converted_path(module):
-    """Where the conversion of a TF-Hub module goes: a .pt file next to it."""
+    """Path of the converted module: a .pt file next to it."""
     name = module.resolve().name
     for suffix in ('.tar.gz', '.tgz', '.tar'):
         name = name.removesuffix(suffix)
@@ -117,39 +149,48 @@ def converted_path(module):
 
 
 def converted_from(path):
-    """SHA-256 of the module that a .pt file was converted from, None if there is no such file; UserError if another one is there."""
+    """SHA-256 of the module from which a .pt file was converted; None if there is no file.
+
+    Raises
+    ------
+    UserError
+        There is another file.
+    """
     if not os.path.lexists(path):
         return None
-    try:
+    with contextlib.suppress(UserError):
         state = load(path)
-    except UserError:
-        state = None
-    if not isinstance(state, dict) or not isinstance(state.get(SOURCE), str):
-        raise UserError(f'{path} is in the way of the conversion of the TF-Hub module beside it, and not such a conversion; name it by --i3d_path if '
-                        'its weights are wanted, or else move it away')
-    return state[SOURCE]
+        if isinstance(state, dict) and isinstance(state.get(SOURCE), str):
+            return state[SOURCE]
+    raise UserError(f'{path} is in the way of the conversion of the TF-Hub module next to it; '
+                    'pass it as --i3d_path to use its weights, or else move it away')
 
 
 def convert(module, option='--i3d_path'):
-    """Convert a TF-Hub module, given by `option`, to a .pt file next to it, unless that is there; TensorFlow is in another process. Returns the file's path."""
+    """Convert a TF-Hub module to a .pt file next to it, unless already done; returns its path.
+
+    `option` names the module in error messages.
+    """
     path, digest = converted_path(module), tfhub.module_sha256(module)
     if converted_from(path) == digest:
         return path
-    print(f'converting {module} to {path} by TensorFlow', file=sys.stderr, flush=True)
+    print(f'converting {module} to {path} with TensorFlow', file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as tmp:
         exported = Path(tmp, 'variables.npz')
         tfhub.export(module, exported)
-        with np.load(exported, allow_pickle=False) as f:
-            state = from_tensorflow({name: f[name] for name in f.files}, module)
+        with np.load(exported, allow_pickle=False) as variables:
+            state = from_tensorflow(variables, module)
     try:
         save(path, {**state, SOURCE: digest})
     except WriteError as error:
-        raise UserError(f'{str(error).rpartition("; ")[0]}; copy {module} to a folder of yours and name it by {option}') from None
+        reason = str(error).rpartition('; ')[0]
+        raise UserError(f'{reason}; copy {module} to a folder of yours and pass it as '
+                        f'{option}') from None
     return path
 
 
 def load_state(path):
-    """Parameters by the names of the port, of a .pt file or a TF-Hub module, which is converted the first time."""
+    """Parameters by PyTorch name, from a .pt file or a TF-Hub module, converted if need be."""
     if tfhub.is_module(path):
         path = convert(path)
     print(f'I3D: weights of {path}', file=sys.stderr, flush=True)
