@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -50,11 +51,6 @@ NAMES = {'smmnist': 'Moving MNIST', 'kth': 'KTH'}
 VARIANTS = {'here': 'here', 'half': 'here, bfloat16', 'compiled': 'here, bfloat16, --compile'}
 
 
-class NotStopped:
-    """Stop signal of a run that nobody stops."""
-    received = None
-
-
 def synchronize():
     """Wait for the GPU, if there is one."""
     if ON_GPU:
@@ -87,7 +83,8 @@ def training(preset, variant):
     run.model.train()
     if variant == 'compiled':
         run.model.compile_networks()
-    return lambda: run.train_step(batch, NotStopped)['loss']
+    not_stopped = SimpleNamespace(received=None)
+    return lambda: run.train_step(batch, not_stopped)['loss']
 
 
 def plain_training(config, batch):
