@@ -1,4 +1,4 @@
-"""Reading and drawing videos: against PNG frames, against the plain loops of Moving MNIST, and the memory of workers."""
+"""Loading videos: against PNG frames and the plain loop of Moving MNIST; memory of workers."""
 
 import statistics
 import subprocess
@@ -20,7 +20,7 @@ REPEATS = 5
 
 
 def seconds(loader):
-    """Time to go through a loader, its start left out."""
+    """Time to iterate over a loader, its start excluded."""
     batches = iter(loader)
     next(batches)
     start = time.perf_counter()
@@ -29,34 +29,43 @@ def seconds(loader):
     return time.perf_counter() - start
 
 
+def stream_loader(source, nt, n_batches, batch_size, n_workers=1):
+    """Loader of random videos of `nt` frames, as in training."""
+    batches = chunks(range(n_batches * batch_size), batch_size)
+    return DataLoader(BatchStream(source, 0, 'train', nt), None, sampler=batches,
+                      num_workers=n_workers)
+
+
 def compare(plain, here):
-    """Medians of two functions that return seconds, in alternating repetitions, and of their ratio."""
+    """Medians of the seconds that two functions return in alternating runs, and of their ratio."""
     pairs = [(plain(), here()) for _ in range(REPEATS)]
     return *map(statistics.median, zip(*pairs)), statistics.median(a / b for a, b in pairs)
 
 
 def kth_clips(folder):
-    """Clips of 20 frames from one worker: published PNG frames read by Pillow, against the memory map."""
+    """Clips of 20 frames from one worker: PNG frames read with Pillow, against memory maps."""
     source = folder / 'video.avi'
-    subprocess.run([find_ffmpeg(), '-v', 'error', '-f', 'lavfi', '-i', 'mandelbrot=size=160x120:rate=25', '-t', '16', '-c:v', 'mpeg4', str(source)],
-                   check=True)
+    video = ['-f', 'lavfi', '-i', 'mandelbrot=size=160x120:rate=25', '-t', '16']
+    subprocess.run([find_ffmpeg(), '-v', 'error', *video, '-c:v', 'mpeg4', source], check=True)
     frames, _ = kth.read(source, 64, 25)
     for k in range(20):
-        for layout, write in (('array', kth.write), ('published', kth.write_published)):
-            target = folder / layout / f'person{k + 1:02d}_boxing_d1'
-            target.parent.mkdir(exist_ok=True)
-            write(target.with_suffix('.npy') if layout == 'array' else target, frames)
+        name = f'person{k + 1:02d}_boxing_d1'
+        for layout, file, write in (('array', f'{name}.npy', kth.write),
+                                    ('published', name, kth.write_published)):
+            (folder / layout).mkdir(exist_ok=True)
+            write(folder / layout / file, frames)
     B, n = 32, 60
 
     def run(layout):
         clips = Clips(list(find_videos(folder / layout).values()), 64, 1, 20)
-        return lambda: seconds(DataLoader(BatchStream(clips, 0, 'train', 20), None, sampler=chunks(range(B * (n + 1)), B), num_workers=1))
+        return lambda: seconds(stream_loader(clips, 20, n + 1, B))
     plain, here, ratio = compare(run('published'), run('array'))
-    return 'KTH, clips of 20 frames a second, one worker: PNG frames / memory map', f'{B * n / plain:,.0f}', f'{B * n / here:,.0f}', f'{ratio:.1f}'
+    return ('KTH, clips of 20 frames per second, one worker: PNG frames / memory map',
+            f'{B * n / plain:,.0f}', f'{B * n / here:,.0f}', f'{ratio:.1f}')
 
 
 class PlainMovingDigits(Dataset):
-    """Moving MNIST by the book: each digit, frame by frame, added to a float picture; a video an item, collated by PyTorch."""
+    """Moving MNIST with a loop over frames, one video per item, collated by PyTorch."""
 
     def __init__(self, digits, nt, n):
         self.digits, self.nt, self.n = digits, nt, n
@@ -79,37 +88,39 @@ def mmnist_clips():
     """Clips of 15 frames from one worker."""
     digits, _ = load_digits('mnist5k', None, True)
     B, n = 128, 20
-    stream = BatchStream(MovingDigits(digits, 64, 4, 2, False), 0, 'train', 15)
+    source = MovingDigits(digits, 64, 4, 2, False)
+    plain_source = PlainMovingDigits(digits, 15, B * (n + 1))
     plain, here, ratio = compare(
-        lambda: seconds(DataLoader(PlainMovingDigits(digits, 15, B * (n + 1)), B, num_workers=1)),
-        lambda: seconds(DataLoader(stream, None, sampler=chunks(range(B * (n + 1)), B), num_workers=1)))
-    return 'Moving MNIST, clips of 15 frames a second, one worker: plain loop / here', f'{B * n / plain:,.0f}', f'{B * n / here:,.0f}', f'{ratio:.1f}'
+        lambda: seconds(DataLoader(plain_source, B, num_workers=1)),
+        lambda: seconds(stream_loader(source, 15, n + 1, B)))
+    return ('Moving MNIST, clips of 15 frames per second, one worker: plain loop / here',
+            f'{B * n / plain:,.0f}', f'{B * n / here:,.0f}', f'{ratio:.1f}')
 
 
 def private_megabytes(pid):
-    """Memory of a process that no other shares (Linux)."""
+    """Memory that a process does not share with others (Linux)."""
     with open(f'/proc/{pid}/smaps_rollup') as f:
         return sum(int(line.split()[1]) for line in f if line.startswith('Private')) / 1024
 
 
 def worker_memory(folder, gigabytes, n_batches=2000, n_workers=4):
-    """Growth of the private memory of workers that read clips of a dataset as Human3.6M."""
+    """Growth of the private memory of workers that read clips of a set like Human3.6M."""
     block = np.random.RandomState(0).randint(0, 256, (2000, 64, 64, 3)).astype(np.uint8)
     n = round(gigabytes * 1e9 / block.nbytes)
     (folder / 'human').mkdir()
     for i in range(n):
         np.save(folder / 'human' / f'S1-{i}.npy', np.roll(block, i, 0))
     clips = Clips(list(find_videos(folder / 'human').values()), 64, 3, 16, 8)
-    loader = DataLoader(BatchStream(clips, 0, 'train', 16), None, sampler=chunks(range(16 * n_batches), 16), num_workers=n_workers)
-    batches = iter(loader)
+    batches = iter(stream_loader(clips, 16, n_batches, 16, n_workers))
     pids = [w.pid for w in batches._workers]
     for i, _ in enumerate(batches):
         if i == 50:
             before = [private_megabytes(p) for p in pids]
-        if i == n_batches - 4 * n_workers:  # before they end
+        if i == n_batches - 4 * n_workers:  # before they exit
             after = [private_megabytes(p) for p in pids]
     growth = max(b - a for a, b in zip(before, after))
-    what = f'{n_workers} workers, {n_batches:,} batches of a set of {n * block.nbytes / 1e9:.1f} GB: largest growth of private memory, MB'
+    what = (f'{n_workers} workers, {n_batches:,} batches of a set of {n * block.nbytes / 1e9:.1f} '
+            'GB: largest growth of private memory, MB')
     return what, '', f'{growth:.1f}', ''
 
 

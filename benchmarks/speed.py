@@ -1,4 +1,7 @@
-"""Training steps and evaluation, against the plain formulation. Each variant runs in a process of its own, which computes when told to."""
+"""Training steps and evaluation against the plain formulation (`tests/plain.py`).
+
+Each variant runs in a process of its own: `python -m benchmarks.speed KIND PRESET VARIANT`.
+"""
 
 import contextlib
 import io
@@ -9,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +20,7 @@ import torch
 
 import test as test_script
 from args import NT_GEN, config_dict, parse_train
-from tests import plain
+from checkpoint import save
 from data import load_test
 from data.digits import load_digits
 from data.mmnist import make_test_set
@@ -24,136 +28,182 @@ from distributed import World
 from metrics.lpips import CONVOLUTIONS, LPIPS
 from model import build_model
 from sampling import draw_noise
+from tests import plain
 from training.loop import Trainer
-from checkpoint import save
-from utils import keep_memory
+from utils import get_device, to_video
 
 
 class Sizes(NamedTuple):
     """How much is computed."""
-    batch: dict             # videos of a training step
-    n_steps: int            # training steps of a repetition
-    n_videos: int           # of an evaluation
-    n_samples: int
-    n_plain: int            # videos of the plain evaluation, which draws one sample of them, the time being scaled
+    batch: dict     # videos per training step, by preset
+    n_steps: int    # training steps per run
+    n_videos: int   # of an evaluation
+    n_samples: int  # of an evaluation
+    n_plain: int    # videos of the plain evaluation, of one sample; its time is scaled
 
 
-DEVICE = torch.device('cuda', 0) if torch.cuda.is_available() else torch.device('cpu')
-SIZES = {'cpu': Sizes({'smmnist': 16, 'kth': 4}, 1, 16, 20, 16), 'cuda': Sizes({'smmnist': 128, 'kth': 100}, 20, 1000, 100, 16)}[DEVICE.type]
+ON_GPU = torch.cuda.is_available()
+if ON_GPU:
+    DEVICE, SIZES = torch.device('cuda', 0), Sizes({'smmnist': 128, 'kth': 100}, 20, 1000, 100, 16)
+else:
+    DEVICE, SIZES = torch.device('cpu'), Sizes({'smmnist': 16, 'kth': 4}, 1, 16, 20, 16)
 NAMES = {'smmnist': 'Moving MNIST', 'kth': 'KTH'}
-VARIANTS = {'here': 'here', 'half': 'here, bfloat16', 'compiled': 'here, bfloat16, --compile'}  # of training
+VARIANTS = {'here': 'here', 'half': 'here, bfloat16', 'compiled': 'here, bfloat16, --compile'}
 
 
-def get_config(preset, *more):
-    return parse_train(['--preset', preset, '--data_dir', '-', '--save_path', '-', '--seed', '1', *more])
+def synchronize():
+    """Wait for the GPU, if there is one."""
+    if ON_GPU:
+        torch.cuda.synchronize()
 
 
-class NotStopped:
-    received = None
+def get_config(preset, *options):
+    return parse_train(['--preset', preset, '--data_dir', '-', '--save_path', '-', '--seed', '1',
+                        *options])
 
+
+def contiguous(module):
+    """Module on the device, in the default memory layout of PyTorch."""
+    return module.to(DEVICE, memory_format=torch.contiguous_format)
+
+
+# Training
 
 def training(preset, variant):
-    """Function that takes one training step."""
-    config = get_config(preset, '--batch_size', str(SIZES.batch[preset]), *['--torch_amp'] * (variant in ('half', 'compiled')))
-    batch = torch.randint(256, (config.seq_len, config.batch_size, 64, 64, config.nc), dtype=torch.uint8)
-    if DEVICE.type == 'cuda':
-        batch = batch.pin_memory()  # as the loader gives it
+    """Function that takes a training step and returns its loss."""
+    options = ['--torch_amp'] if variant in ('half', 'compiled') else []
+    config = get_config(preset, '--batch_size', str(SIZES.batch[preset]), *options)
+    size = (config.seq_len, config.batch_size, 64, 64, config.nc)
+    batch = torch.randint(256, size, dtype=torch.uint8)
+    if ON_GPU:
+        batch = batch.pin_memory()  # as from the loader
     if variant == 'plain':
-        torch.manual_seed(1)
-        model = build_model(config).to(DEVICE, memory_format=torch.contiguous_format).train()
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-
-        def step():
-            x = batch.to(DEVICE).permute(0, 1, 4, 2, 3).contiguous().float() / 255
-            optimizer.zero_grad()
-            loss = plain.loss(x, plain.forward(model, x, config.seq_len), config.obs_scale, config.beta_y, config.beta_z, config.l2_res)
-            loss.backward()
-            optimizer.step()
-            return loss.item()
-        return step
+        return plain_training(config, batch)
     run = Trainer(config, (None, None), DEVICE, World())
     run.model.train()
     if variant == 'compiled':
         run.model.compile_networks()
-    return lambda: run.train_step(batch, NotStopped)['loss']
+    not_stopped = SimpleNamespace(received=None)
+    return lambda: run.train_step(batch, not_stopped)['loss']
+
+
+def plain_training(config, batch):
+    torch.manual_seed(1)
+    model = contiguous(build_model(config)).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    weights = {k: getattr(config, k) for k in ('obs_scale', 'beta_y', 'beta_z', 'l2_res')}
+
+    def step():
+        x = to_video(batch, DEVICE).contiguous()
+        optimizer.zero_grad()
+        loss = plain.loss(x, plain.forward(model, x, config.seq_len), **weights)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+    return step
+
+
+# Evaluation
+
+def evaluation(preset, variant, folder):
+    """Function that evaluates a model and returns its mean best PSNR."""
+    config = write_experiment(preset, folder)
+    if variant == 'plain':
+        return plain_evaluation(config, preset, folder)
+    n_videos, n_samples = SIZES.n_plain, 1
+    if variant == 'here':
+        n_videos, n_samples = SIZES.n_videos, SIZES.n_samples
+    argv = ['--xp_dir', folder, '--data_dir', folder, '--lpips_dir', folder,
+            '--out_dir', folder / 'out', '--nt_gen', NT_GEN[preset], '--n_pictures', 0,
+            '--n_videos', n_videos, '--n_samples', n_samples]
+    if ON_GPU:
+        argv += ['--device', 0]
+
+    def run():
+        test_script.main(list(map(str, argv)))
+        results = json.loads((folder / 'out' / 'results.json').read_text())
+        return results['scores']['psnr']['mean']
+    return run
+
+
+def plain_evaluation(config, preset, folder):
+    n, nt = SIZES.n_plain, NT_GEN[preset]
+    model = contiguous(untrained(config)).eval()
+    network = contiguous(LPIPS(torch.load(folder / 'alexnet.pth', weights_only=True)))
+    videos = torch.from_numpy(load_test(config, folder, nt).videos(range(n)))
+    x = to_video(videos, DEVICE).contiguous()
+    noise = draw_noise(model, 1, 'test', range(n), 1, nt).of(slice(None), DEVICE)
+    return lambda: plain.evaluate(model, network, x, config.nt_cond, noise)['psnr'].mean().item()
 
 
 def untrained(config):
-    """Model with random weights, whose samples differ visibly."""
+    """Model with random weights whose samples differ visibly."""
     torch.manual_seed(1)
     model = build_model(config).requires_grad_(False)
-    list(model.decoder.layers())[-1][0].weight.mul_(30)
+    last, *_ = list(model.decoder.steps())[-1]
+    last.weight.mul_(30)
     return model
 
 
 def write_experiment(preset, folder):
-    """Folder with an untrained model, AlexNet of random weights and a test set; returns the configuration."""
-    config = get_config(preset, *['--digits', 'mnist5k'] * (preset == 'smmnist'))
+    """Write an untrained model, a random AlexNet and a test set; returns the configuration."""
+    options = ['--digits', 'mnist5k'] if preset == 'smmnist' else []
+    config = get_config(preset, *options)
     (folder / 'config.json').write_text(json.dumps(config_dict(config)))
     save(folder / 'model.pt', untrained(config).state_dict())
-    save(folder / 'alexnet.pth', {f'features.{i}.{k}': 0.05 * torch.randn(n_out, *[n_in, size, size][:3 * (k == 'weight')])
-                                  for i, (n_in, n_out, size, _, _), _ in CONVOLUTIONS for k in ('weight', 'bias')})
+    alexnet = {}
+    for i, (n_in, n_out, size, *_), _ in CONVOLUTIONS:
+        alexnet[f'features.{i}.weight'] = 0.05 * torch.randn(n_out, n_in, size, size)
+        alexnet[f'features.{i}.bias'] = 0.05 * torch.randn(n_out)
+    save(folder / 'alexnet.pth', alexnet)
     digits, labels = load_digits('mnist5k', None, True)
-    arrays = make_test_set(digits[:2 * SIZES.n_videos], labels[:2 * SIZES.n_videos], NT_GEN[preset])
-    if preset == 'kth':  # moving digits again: the time does not depend on what is seen
+    n = 2 * SIZES.n_videos
+    arrays = make_test_set(digits[:n], labels[:n], NT_GEN[preset])
+    if preset == 'kth':  # moving digits too: the content does not affect the time
         np.savez(folder / 'svg_test_set_40.npz', sequences=arrays['sequences'].swapaxes(0, 1))
     else:
         np.savez(folder / 'smmnist5k_test_2digits_64.npz', **arrays)
     return config
 
 
-def evaluation(preset, variant, folder):
-    """Function that evaluates a model; returns its mean best PSNR."""
-    torch.backends.cudnn.allow_tf32 = False
-    config = write_experiment(preset, folder)
-    if variant != 'plain':
-        def run():
-            argv = ['--xp_dir', folder, '--data_dir', folder, '--lpips_dir', folder, '--out_dir', folder / 'out', '--nt_gen', NT_GEN[preset], '--n_pictures', 0,
-                    *(['--n_videos', SIZES.n_videos, '--n_samples', SIZES.n_samples] if variant == 'here' else ['--n_videos', SIZES.n_plain, '--n_samples', 1]),
-                    *['--device', '0'] * (DEVICE.type == 'cuda')]
-            test_script.main(list(map(str, argv)))
-            return json.loads((folder / 'out' / 'results.json').read_text())['scores']['psnr']['mean']
-        return run
-    model = untrained(config).to(DEVICE, memory_format=torch.contiguous_format).eval()
-    network = LPIPS(torch.load(folder / 'alexnet.pth', weights_only=True)).to(DEVICE, memory_format=torch.contiguous_format)
-    testset = load_test(config, folder, NT_GEN[preset])
-    x = torch.from_numpy(testset.videos(range(SIZES.n_plain))).permute(0, 1, 4, 2, 3).contiguous().to(DEVICE).float() / 255
-    noise = draw_noise(model, 1, 'test', range(SIZES.n_plain), 1, NT_GEN[preset]).of(slice(None), DEVICE)
-    return lambda: plain.evaluate(model, network, x, config.nt_cond, noise)['psnr'].mean().item()
-
+# Processes
 
 def serve(kind, preset, variant):
-    """Run a variant each time that a line is read, and print the seconds of a step or an evaluation, and the result."""
-    if DEVICE.type == 'cpu' and variant != 'plain':
-        keep_memory()  # as the scripts do
+    """On each line of input, run a variant; print seconds per step or evaluation, and result."""
+    if ON_GPU or variant != 'plain':  # the plain variant does not keep memory on CPUs
+        get_device(DEVICE.index)
     n = SIZES.n_steps if kind == 'training' else 1
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        with contextlib.redirect_stdout(io.StringIO()):
-            run = training(preset, variant) if kind == 'training' else evaluation(preset, variant, Path(folder))
+    silence = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(silence):
+        with contextlib.redirect_stdout(silence):
+            if kind == 'training':
+                run = training(preset, variant)
+            else:
+                run = evaluation(preset, variant, Path(folder))
         for _ in sys.stdin:
-            with contextlib.redirect_stdout(io.StringIO()):
-                if DEVICE.type == 'cuda' and kind == 'training':
-                    run()  # takes the memory that was given back
-                    torch.cuda.synchronize()
+            with contextlib.redirect_stdout(silence):
+                if ON_GPU and kind == 'training':
+                    run()  # allocates memory again
+                synchronize()
                 start = time.perf_counter()
                 for _ in range(n):
                     result = run()
-                if DEVICE.type == 'cuda':
-                    torch.cuda.synchronize()
+                synchronize()
                 seconds = (time.perf_counter() - start) / n
             print(seconds, result, flush=True)
-            if DEVICE.type == 'cuda':
+            if ON_GPU:
                 torch.cuda.empty_cache()  # for the other variants
 
 
 class Variant:
-    """A variant in its process."""
+    """A variant in a process of its own."""
 
     def __init__(self, *argv):
-        self.process = subprocess.Popen([sys.executable, '-m', 'benchmarks.speed', *argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([sys.executable, '-m', 'benchmarks.speed', *argv],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __call__(self):
-        """Seconds and result of one run."""
+        """Seconds and result of a run."""
         self.process.stdin.write('\n')
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -167,37 +217,54 @@ class Variant:
 
 
 def compare(kind, preset, variants, repeats, scale=1):
-    """Median seconds of the plain variant and of others, in alternating repetitions, and of their ratios; last results."""
+    """Run the plain variant and others in turn.
+
+    Returns
+    -------
+    seconds : list
+        Medians, first that of the plain variant, times `scale`.
+    ratios : list
+        Medians of the speed-up of each other variant.
+    results : list
+        Of the last runs.
+    """
     runs = [Variant(kind, preset, variant) for variant in ('plain', *variants)]
-    for run in runs if kind == 'training' else []:
-        run()  # to warm up
-    rounds = [[run() for run in runs] for _ in range(repeats)]
+    if kind == 'training':
+        for run in runs:  # warm up
+            run()
+    rounds = np.array([[run() for run in runs] for _ in range(repeats)])
     for run in runs:
         run.close()
-    seconds = np.array(rounds)[:, :, 0] * [scale, *[1] * len(variants)]
-    return [statistics.median(column) for column in seconds.T], [statistics.median(column) for column in (seconds[:, :1] / seconds[:, 1:]).T], rounds[-1]
+    seconds = rounds[:, :, 0]
+    seconds[:, 0] *= scale
+    ratios = seconds[:, :1] / seconds[:, 1:]
+    medians = [list(map(statistics.median, columns.T)) for columns in (seconds, ratios)]
+    return *medians, rounds[-1, :, 1].tolist()
 
 
 def training_rows(repeats):
     """Yield the rows of the table: what, plain, here, ratio."""
-    variants = [v for v in VARIANTS if DEVICE.type == 'cuda' or v != 'compiled']
+    variants = [v for v in VARIANTS if ON_GPU or v != 'compiled']
     for preset, name in NAMES.items():
         (plain_s, *found), ratios, _ = compare('training', preset, variants, repeats)
         for variant, seconds, ratio in zip(variants, found, ratios):
-            yield (f'{name}, training step of {SIZES.batch[preset]} videos, seconds: plain / {VARIANTS[variant]}',
-                   f'{plain_s:.3g}', f'{seconds:.3g}', f'{ratio:.2f}')
+            yield (f'{name}, training step of {SIZES.batch[preset]} videos, seconds: plain / '
+                   f'{VARIANTS[variant]}', f'{plain_s:.3g}', f'{seconds:.3g}', f'{ratio:.2f}')
 
 
 def evaluation_rows(repeats):
     """Yield the rows of the table: what, plain, here, ratio."""
+    scale = SIZES.n_samples * SIZES.n_videos / SIZES.n_plain
     for preset, name in NAMES.items():
-        (plain_s, here), ratios, _ = compare('evaluation', preset, ['here'], repeats, scale=SIZES.n_samples * SIZES.n_videos / SIZES.n_plain)
-        yield (f'{name}, test.py, {SIZES.n_videos:,} videos, {SIZES.n_samples} samples, all metrics, seconds: '
-               f'plain (from 1 sample of {SIZES.n_plain}) / here', f'{plain_s:.0f}', f'{here:.0f}', f'{ratios[0]:.2f}')
-        _, _, ((_, expected), (_, found)) = compare('evaluation', preset, ['few'], 1)
+        (plain_s, here), (ratio,), _ = compare('evaluation', preset, ['here'], repeats, scale)
+        yield (f'{name}, test.py, {SIZES.n_videos:,} videos, {SIZES.n_samples} samples, all '
+               f'metrics, seconds: plain (from 1 sample of {SIZES.n_plain}) / here',
+               f'{plain_s:.0f}', f'{here:.0f}', f'{ratio:.2f}')
+        *_, (expected, found) = compare('evaluation', preset, ['few'], 1)
         if abs(expected - found) > 1e-3:
             raise RuntimeError(f'the scores differ: {expected} dB, {found} dB')
-        yield f'{name}, difference of both scores of 1 sample, dB', '', f'{abs(expected - found):.1e}', ''
+        yield (f'{name}, difference of both scores of 1 sample, dB', '',
+               f'{abs(expected - found):.1e}', '')
 
 
 if __name__ == '__main__':
