@@ -1,6 +1,7 @@
-"""Clips of videos on disk: the random ones of training and validation, the fixed ones of a test."""
+"""Clips of videos on disk: random ones for training and validation, fixed ones for testing."""
 
 import os
+import re
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ from files import UserError
 
 
 def get_fold(n, train):
-    """Indices of the training (95%) or validation fold among n items, in order, as published.
+    """Indices of the training (95%) or validation fold of n items, as published, in order.
 
     Returns
     -------
@@ -22,22 +23,22 @@ def get_fold(n, train):
 
 
 class Clips:
-    """Source of random clips: a random video of those long enough, a random start.
+    """Source of random clips: a random start in a random video among those long enough.
 
     Parameters
     ----------
     videos : list of Video (see `data.video`)
     nx, nc : int
-        Width and height, and channels, of frames. Of videos with more channels the first are taken.
+        Width and height of frames, and channels to keep.
     nt : int
         Frames of the clips that will be drawn.
     subsampling : int
-        One frame in this many is taken.
+        Keep one frame in this many.
 
     Raises
     ------
     UserError
-        The frames of a video are of another size, or no video is long enough.
+        If the frames of a video have another size, or no video is long enough.
     """
 
     def __init__(self, videos, nx, nc, nt, subsampling=1):
@@ -46,12 +47,13 @@ class Clips:
         self.videos = [video for video in videos if len(video) >= self.span(nt)]
         short = describe_short(videos, self.span(nt))
         if not self.videos:
-            raise UserError(f'{short}; ask for shorter clips (--seq_len, --seq_len_test), or add longer videos')
-        if short and os.environ.get('RANK', '0') == '0':  # of the processes of a job, one tells
+            raise UserError(f'{short}; use shorter clips (--seq_len, --seq_len_test), or add '
+                            'longer videos')
+        if short and os.environ.get('RANK', '0') == '0':  # once per job
             print(f'note: {short}; no clips are drawn from these', file=sys.stderr)
 
     def span(self, nt):
-        """Frames that a clip of `nt` covers."""
+        """Frames of the video that a clip of `nt` covers."""
         return (nt - 1) * self.step + 1
 
     def draw(self, rngs, nt):
@@ -67,57 +69,59 @@ class Clips:
 def fold_clips(videos, config, subsampling=1):
     """Sources of training and validation clips, from the two folds of training videos."""
     if len(videos) < 2:
-        raise UserError(f'{videos[0].path} is the only training video; at least 2 are needed, for training and validation')
-    return [Clips([videos[i] for i in get_fold(len(videos), train)], config.nx, config.nc, nt, subsampling)
+        raise UserError(f'{videos[0].path} is the only training video; at least 2 are needed, for '
+                        'training and validation')
+    return [Clips([videos[i] for i in get_fold(len(videos), train)], config.nx, config.nc, nt,
+                  subsampling)
             for train, nt in ((True, config.seq_len), (False, config.seq_len_test))]
 
 
 def check_frames(videos, nx, nc):
-    """Stop at the first video that has not frames of nx x nx and at least nc channels."""
+    """Raise a UserError unless all videos have frames of nx x nx with nc channels or more."""
     for video in videos:
-        H, W, *C = video.frame_shape
-        if (H, W) != (nx, nx) or (C or [1])[0] < nc:
-            raise UserError(f'{video.path} has frames {"x".join(map(str, video.frame_shape))}, but {nx}x{nx} with {nc} channels are needed; '
-                            'convert the videos again, or give the right --nc')
+        H, W, C = (*video.frame_shape, 1)[:3]
+        if (H, W) != (nx, nx) or C < nc:
+            found = 'x'.join(map(str, video.frame_shape))
+            raise UserError(f'{video.path} has frames {found}, but {nx}x{nx} with --nc {nc} is '
+                            'needed; convert the videos again, or use the right --nc')
 
 
 def describe_short(videos, span):
-    """How many videos have fewer than `span` frames, and which are the first three; empty if there are none."""
+    """Description of the videos with fewer than `span` frames; empty if there are none."""
     short = [f'{video.path} ({len(video)})' for video in videos if len(video) < span]
-    return short and f'{len(short):,} of {len(videos):,} videos have fewer than the {span} frames of a clip: {", ".join(short[:3])}{" …" * (len(short) > 3)}'
+    if not short:
+        return ''
+    examples = ', '.join(short[:3]) + (' …' if len(short) > 3 else '')
+    return (f'{len(short):,} of {len(videos):,} videos have fewer than the {span} frames of a clip:'
+            f' {examples}')
 
 
 def check_videos(videos, nx, nc, span):
-    """Stop at videos that have not `span` frames of nx x nx and at least nc channels."""
+    """As `check_frames`, and that all videos have at least `span` frames."""
     check_frames(videos, nx, nc)
     if short := describe_short(videos, span):
-        raise UserError(f'{short}; remove them, or ask for shorter clips (--nt_gen; --seq_len of make_test_set.py)')
+        raise UserError(f'{short}; remove them, or use shorter clips (--nt_gen; --seq_len of '
+                        'make_test_set.py)')
 
 
 class FirstFrames:
-    """Test set of the first `nt` frames of videos, one in `subsampling`, those of the folder `path`."""
+    """Test set of the first `nt` frames of videos, one in `subsampling`, from `path`."""
 
     def __init__(self, videos, nx, nc, nt, path, subsampling=1):
-        self.clips, self.nc, self.nt, self.path, self.step = videos, nc, nt, path, subsampling
         check_videos(videos, nx, nc, (nt - 1) * subsampling + 1)
+        self.clips, self.nc, self.nt, self.path, self.step = videos, nc, nt, path, subsampling
 
     def __len__(self):
         return len(self.clips)
 
     def videos(self, indices):
         """uint8 (nt, len(indices), H, W, nc)"""
-        return np.stack([self.clips[i].clip(0, self.nt, self.step)[..., :self.nc] for i in indices], 1)
+        return np.stack([self.clips[i].clip(0, self.nt, self.step)[..., :self.nc]
+                         for i in indices], 1)
 
 
 class Sequences:
-    """Test set in memory.
-
-    Parameters
-    ----------
-    sequences : np.ndarray of uint8 (T, N, H, W)
-    path : Path
-        Of its file.
-    """
+    """Test set in memory: uint8 (T, N, H, W), from the file `path`."""
 
     def __init__(self, sequences, path):
         self.sequences, self.path = sequences, path
@@ -130,15 +134,17 @@ class Sequences:
         return self.sequences[:, indices, :, :, None]
 
 
-def shortest_set(folder, pattern, nt):
-    """Shortest test set of at least `nt` frames: length and path, or None. A longer one than asked for holds other clips.
+def shortest_set(folder, name, nt, command):
+    """Shortest test set of at least `nt` frames: path and number of frames.
 
-    Parameters
-    ----------
-    folder : Path
-    pattern : compiled regular expression
-        Of its name; group 1 is the number of frames.
+    A longer one holds other clips. In its `name`, <frames> stands for the number of frames;
+    `command` makes one.
     """
-    found = [(int(m[1]), path) for path in folder.iterdir() if (m := pattern.fullmatch(path.name))] if folder.is_dir() else []
-    fitting = sorted((length, path) for length, path in found if length >= nt)
-    return fitting[0] if fitting else None
+    pattern = re.compile(re.escape(name).replace('<frames>', r'(\d+)'))
+    found = [(int(m[1]), path) for path in folder.glob('*') if (m := pattern.fullmatch(path.name))]
+    long_enough = [(length, path) for length, path in found if length >= nt]
+    if not long_enough:
+        raise UserError(f'--data_dir {folder}: there is no {name} of at least {nt} frames; make '
+                        f'it with: {command}')
+    length, path = min(long_enough)
+    return path, length

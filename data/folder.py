@@ -1,4 +1,4 @@
-"""Any videos of the user's own, converted by `preprocessing/folder/convert.py`."""
+"""Videos of your own, converted by `preprocessing/folder/convert.py`."""
 
 from pathlib import Path
 
@@ -8,16 +8,21 @@ from files import UserError
 
 
 def find_converted(data_dir, fold, nc):
-    """Converted videos, of nc channels, of a fold ('train', 'val' or 'test'), by name: list of Video."""
+    """Converted videos of a fold ('train', 'val' or 'test') with nc channels: list of Video."""
     folder = Path(data_dir) / fold
-    found = find_videos(folder)
-    if not found:
-        raise UserError(f'--data_dir {data_dir}: no videos as {folder}/<name>.npy were found; make them with: '
-                        f'python preprocessing/folder/convert.py --data_dir YOUR_VIDEOS --out_dir {data_dir}')
-    for video in found.values():
-        if (channels := (*video.frame_shape, 1)[2]) != nc:
-            raise UserError(f'{video.path} has {channels} channels; give --nc {channels}, or convert again with{"out" * (nc == 3)} --gray')
-    return [found[name] for name in sorted(found)]
+    videos = list(find_videos(folder).values())
+    if not videos:
+        raise UserError(f'--data_dir {data_dir}: no videos as {folder}/<name>.npy were found; '
+                        'make them with: python preprocessing/folder/convert.py '
+                        f'--data_dir YOUR_VIDEOS --out_dir {data_dir}')
+    for video in videos:
+        channels = (*video.frame_shape, 1)[2]
+        if channels != nc:
+            s = '' if channels == 1 else 's'
+            gray = 'with' if nc == 1 else 'without'
+            raise UserError(f'{video.path} has {channels} channel{s}; use --nc {channels}, '
+                            f'or convert again {gray} --gray')
+    return videos
 
 
 def load_folds(config):
@@ -28,4 +33,5 @@ def load_folds(config):
 
 def load_test(config, data_dir, nt):
     """Test set: the first `nt` frames of each test video."""
-    return FirstFrames(find_converted(data_dir, 'test', config.nc), config.nx, config.nc, nt, Path(data_dir) / 'test')
+    videos = find_converted(data_dir, 'test', config.nc)
+    return FirstFrames(videos, config.nx, config.nc, nt, Path(data_dir) / 'test')

@@ -1,6 +1,5 @@
-"""(Stochastic) Moving MNIST: digits that move in a frame and bounce on its borders (paper, appendix on datasets)."""
+"""(Stochastic) Moving MNIST: digits that bounce off the borders (paper, appendix on datasets)."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -11,22 +10,23 @@ from data.clips import Sequences, get_fold
 from data.digits import SIZE, load_digits
 from files import UserError, reading
 
-EPS = 1e-8  # a position this far outside counts as on the border
+EPS = 1e-8  # tolerance of positions on the border
 
 
 def bounce(x, y, dx, dy, limit, max_speed, deterministic, rng):
-    """Bring back a digit whose last step (dx, dy) left the frame.
+    """Bounce a digit, whose last step (dx, dy) left the frame, back inside.
 
     Parameters
     ----------
     x, y : float
-        Position of the digit's corner, outside of [0, limit].
+        Position of the digit's corner, outside [0, limit].
     dx, dy : int
         Velocity of the step that led there.
     limit : int
         Largest position inside.
     max_speed, deterministic, rng
-        A stochastic bounce draws a new velocity, uniform in [-max_speed, max_speed]; a deterministic one mirrors it.
+        A stochastic bounce draws a new velocity, uniform in [-max_speed, max_speed]; a
+        deterministic one reflects it.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def bounce(x, y, dx, dy, limit, max_speed, deterministic, rng):
     """
     while x < -EPS or x > limit + EPS or y < -EPS or y > limit + EPS:
         left, right, upper, lower = x < -EPS, x > limit + EPS, y < -EPS, y > limit + EPS
-        # Point (cx, cy) where the segment of this step left the frame
+        # Contact point (cx, cy) of this step with the border
         if dx == 0:
             cx, cy = x, 0 if upper else limit
         elif dy == 0:
@@ -59,7 +59,7 @@ def bounce(x, y, dx, dy, limit, max_speed, deterministic, rng):
                 lower = -EPS <= (limit - b) / a <= limit + EPS
                 if lower:
                     cx, cy = (limit - b) / a, limit
-        p = (x - cx) / dx if dx != 0 else (y - cy) / dy  # what remains of the step
+        p = (x - cx) / dx if dx != 0 else (y - cy) / dy  # remaining fraction of the step
         if not deterministic:
             dx = rng.randint(-max_speed, max_speed + 1)
             dy = rng.randint(-max_speed, max_speed + 1)
@@ -81,7 +81,7 @@ def draw_trajectory(rng, nt, frame_size, max_speed, deterministic):
     Parameters
     ----------
     rng : np.random.RandomState
-        Draws, in this order: x, y, dx, dy, then dx, dy at each stochastic bounce.
+        Draws x, y, dx, dy, then dx, dy at each stochastic bounce.
     nt, frame_size, max_speed : int
     deterministic : bool
 
@@ -104,15 +104,15 @@ def draw_trajectory(rng, nt, frame_size, max_speed, deterministic):
 
 
 def draw_motions(rngs, nt, n_digits, frame_size, max_speed, deterministic):
-    """Draw the motions of the digits of several videos, all videos at once.
+    """Draw the motions of the digits of several videos at once.
 
-    Each step moves all digits together; only those that left the frame are looked at one by one.
+    Each step moves all digits together; only those that left the frame are handled one by one.
 
     Parameters
     ----------
     rngs : list of np.random.RandomState
-        One a video. Draws first x, y, dx, dy of each digit, as uniform numbers, then, frame by frame and digit by digit, dx and dy at
-        each stochastic bounce.
+        One per video. Draws x, y, dx, dy of each digit, as uniform numbers, then, by frame and by
+        digit, dx and dy at each stochastic bounce.
     nt, n_digits, frame_size, max_speed : int
     deterministic : bool
 
@@ -129,7 +129,8 @@ def draw_motions(rngs, nt, n_digits, frame_size, max_speed, deterministic):
     for t in range(nt):
         outside = ((position < -EPS) | (position > limit + EPS)).any(-1)
         for i, d in zip(*outside.nonzero()):
-            x, y, dx, dy = bounce(*position[i, d].tolist(), *velocity[i, d].tolist(), limit, max_speed, deterministic, rngs[i])
+            state = *position[i, d].tolist(), *velocity[i, d].tolist()
+            x, y, dx, dy = bounce(*state, limit, max_speed, deterministic, rngs[i])
             position[i, d], velocity[i, d] = (x, y), (dx, dy)
         positions[t] = position
         position = position + velocity
@@ -137,7 +138,7 @@ def draw_motions(rngs, nt, n_digits, frame_size, max_speed, deterministic):
 
 
 def render(digits, positions, frame_size):
-    """Draw videos of moving digits, which add up and saturate.
+    """Render videos of moving digits, which add up and saturate.
 
     Parameters
     ----------
@@ -152,10 +153,10 @@ def render(digits, positions, frame_size):
     """
     T, N, n_digits = positions.shape[:3]
     frames = np.zeros((T * N, frame_size, frame_size), np.uint8)
-    windows = sliding_window_view(frames, (SIZE, SIZE), (1, 2), writeable=True)  # windows[i, x, y]: place of a digit
-    every = np.arange(T * N)
+    # windows[i, x, y]: the pixels of a digit at (x, y) of frame i
+    windows = sliding_window_view(frames, (SIZE, SIZE), (1, 2), writeable=True)
     for d in range(n_digits):
-        place = every, positions[:, :, d, 0].ravel(), positions[:, :, d, 1].ravel()
+        place = np.arange(T * N), positions[:, :, d, 0].ravel(), positions[:, :, d, 1].ravel()
         drawn = np.broadcast_to(digits[:, d], (T, N, SIZE, SIZE)).reshape(T * N, SIZE, SIZE)
         if d > 0:
             under = windows[place]
@@ -179,26 +180,28 @@ class MovingDigits:
         self.n_digits, self.deterministic = n_digits, deterministic
 
     def draw(self, rngs, nt):
-        """Videos uint8 (nt, len(rngs), frame_size, frame_size, 1), one from each `np.random.RandomState`."""
+        """Videos uint8 (nt, len(rngs), frame_size, frame_size, 1), one from each RandomState."""
         chosen = np.stack([rng.randint(len(self.digits), size=self.n_digits) for rng in rngs])
-        positions = draw_motions(rngs, nt, self.n_digits, self.frame_size, self.max_speed, self.deterministic)
+        positions = draw_motions(rngs, nt, self.n_digits, self.frame_size, self.max_speed,
+                                 self.deterministic)
         return render(self.digits[chosen], positions, self.frame_size)[..., None]
 
 
 def load_folds(config):
-    """Training and validation sources: videos of the training digits' two folds."""
+    """Training and validation sources: videos of two folds of the training digits."""
     digits, _ = load_digits(config.digits, config.data_dir, train=True)
-    return [MovingDigits(digits[get_fold(len(digits), train)], config.nx, config.max_speed, config.ndigits,
-                         config.deterministic) for train in (True, False)]
+    return [MovingDigits(digits[get_fold(len(digits), train)], config.nx, config.max_speed,
+                         config.ndigits, config.deterministic) for train in (True, False)]
 
 
-def make_test_set(digits, labels, nt, *, seed=42, n_digits=2, frame_size=64, max_speed=4, deterministic=False, progress=iter):
-    """Draw a test set exactly as the published ones.
+def make_test_set(digits, labels, nt, *, seed=42, n_digits=2, frame_size=64, max_speed=4,
+                  deterministic=False, progress=iter):
+    """Draw a test set exactly like the published ones.
 
     Parameters
     ----------
     digits, labels : np.ndarray of uint8 (N, 28, 28) and (N,)
-        Each digit is shown in at most one video.
+        Each digit appears in at most one video.
     nt, seed, n_digits, frame_size, max_speed : int
     deterministic : bool
     progress : function
@@ -207,8 +210,9 @@ def make_test_set(digits, labels, nt, *, seed=42, n_digits=2, frame_size=64, max
     Returns
     -------
     dict of np.ndarray
-        With V = N // n_digits videos: `sequences` uint8 (nt, V, frame_size, frame_size), `latents` int64 (nt, V, n_digits, 4),
-        `labels` uint8 (V, n_digits), `digits` uint8 (V, n_digits, 28, 28).
+        With V = N // n_digits videos: `sequences` uint8 (nt, V, frame_size, frame_size),
+        `latents` int64 (nt, V, n_digits, 4), `labels` uint8 (V, n_digits), `digits` uint8
+        (V, n_digits, 28, 28).
     """
     rng = np.random.RandomState(seed)
     V = len(digits) // n_digits
@@ -218,33 +222,55 @@ def make_test_set(digits, labels, nt, *, seed=42, n_digits=2, frame_size=64, max
         for d in range(n_digits):
             latents[:, i, d] = draw_trajectory(rng, nt, frame_size, max_speed, deterministic)
     digits = digits[shown]
-    return {'sequences': render(digits, latents, frame_size), 'latents': latents, 'labels': labels[shown], 'digits': digits}
+    return {'sequences': render(digits, latents, frame_size), 'latents': latents,
+            'labels': labels[shown], 'digits': digits}
 
 
 def test_set_name(deterministic, digits, n_digits, frame_size):
-    """File name of a test set. That of the published sets, from MNIST, has no source in its name."""
+    """File name of a test set; like the published ones, sets of MNIST do not name their source."""
+    kind = 'mmnist' if deterministic else 'smmnist'
     source = digits.removeprefix('mnist')
-    return f'{"" if deterministic else "s"}mmnist{source}_test_{n_digits}digits_{frame_size}.npz'
+    return f'{kind}{source}_test_{n_digits}digits_{frame_size}.npz'
 
 
 def load_test(config, data_dir, nt):
     """Test set of a configuration, first `nt` frames."""
-    path = Path(data_dir) / test_set_name(config.deterministic, config.digits, config.ndigits, config.nx)
-    command = (f'python -m preprocessing.mmnist.make_test_set --data_dir {data_dir} --seq_len {max(nt, 25)}'
-               + ' --deterministic' * config.deterministic + f' --digit_source {config.digits}' * (config.digits != 'mnist')
-               + f' --digits {config.ndigits}' * (config.ndigits != 2) + f' --max_speed {config.max_speed}' * (config.max_speed != 4)
-               + ' --force' * os.path.exists(path))
-    if not os.path.exists(path):
+    name = test_set_name(config.deterministic, config.digits, config.ndigits, config.nx)
+    path = Path(data_dir) / name
+    command = make_command(config, data_dir, nt)
+    if not path.exists():
         raise UserError(f'the test set {path} does not exist; make it with: {command}')
-    with reading(path, 'is not a test set of Moving MNIST', f'make it again with: {command}'), np.load(path, allow_pickle=False) as arrays:
+    command += ' --force'
+    with reading(path, 'is not a test set of Moving MNIST', f'make it again with: {command}'), \
+            np.load(path, allow_pickle=False) as arrays:
         sequences = arrays['sequences']
-        fastest = int(abs(arrays['latents'][..., 2:]).max()) if 'latents' in arrays.files else 0  # unknown
-    if sequences.dtype != np.uint8 or sequences.ndim != 4 or sequences.shape[2:] != (config.nx, config.nx) or not sequences.shape[1]:
-        raise UserError(f'{path}: sequences must be uint8 (T, N, {config.nx}, {config.nx}), found {sequences.dtype} '
-                        f'{sequences.shape}; make it again with: {command}')
+        fastest = 0  # unknown
+        if 'latents' in arrays.files:
+            fastest = int(abs(arrays['latents'][..., 2:]).max())
+    shape = sequences.shape
+    if sequences.dtype != np.uint8 or len(shape) != 4 or shape[2:] != (config.nx, config.nx) \
+            or not shape[1]:
+        raise UserError(f'{path}: sequences must be uint8 (T, N, {config.nx}, {config.nx}), found '
+                        f'{sequences.dtype} {shape}; make it again with: {command}')
     if len(sequences) < nt:
-        raise UserError(f'{path} has videos of {len(sequences)} frames, but --nt_gen {nt} were asked for; '
-                        f'give a smaller --nt_gen, or replace the set by a longer one, of other videos: {command}')
+        raise UserError(f'{path} has videos of {len(sequences)} frames, fewer than --nt_gen {nt}; '
+                        'use a smaller --nt_gen, or replace the set by a longer one of other '
+                        f'videos: {command}')
     if fastest > config.max_speed:
-        print(f'note: {path} has digits as fast as {fastest}, but the model was trained with max_speed {config.max_speed}', file=sys.stderr)
+        print(f'note: {path} has digits of speed {fastest}, but the model was trained with '
+              f'max_speed {config.max_speed}', file=sys.stderr)
     return Sequences(sequences[:nt], path)
+
+
+def make_command(config, data_dir, nt):
+    """Command that makes the test set of a configuration."""
+    command = (f'python -m preprocessing.mmnist.make_test_set --data_dir {data_dir} '
+               f'--seq_len {max(nt, 25)}')
+    if config.deterministic:
+        command += ' --deterministic'
+    for option, value, default in (('digit_source', config.digits, 'mnist'),
+                                   ('digits', config.ndigits, 2),
+                                   ('max_speed', config.max_speed, 4)):
+        if value != default:
+            command += f' --{option} {value}'
+    return command

@@ -1,29 +1,29 @@
-"""Videos as a function of (seed, index): repeatable, resumable, the same for any number of workers and processes."""
+"""Videos as a function of (seed, index): the same for any number of workers and processes."""
 
-import atexit
-import multiprocessing
 import signal
+import sys
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from data.workers import follow_parent
 from files import cores
 from utils import stream_rng
 
 
 class BatchStream(Dataset):
-    """Endless stream of videos drawn from a source, in batches of any kind.
+    """Endless stream of videos drawn from a source, in batches of any composition.
 
-    Video i is drawn with the random numbers of item i of the stream, whoever asks for it and with whichever others.
+    Video i is drawn with the random numbers of item i of the stream, whatever its batch.
 
     Parameters
     ----------
     source : object with `draw(rngs, nt)` -> uint8 (nt, len(rngs), H, W, C)
-        Draws one video with each of the `np.random.RandomState` given.
+        Draws one video with each `np.random.RandomState`.
     seed : int
     stream : {'train', 'val'}
     nt : int
-        Frames a video.
+        Frames per video.
     """
 
     def __init__(self, source, seed, stream, nt):
@@ -34,26 +34,34 @@ class BatchStream(Dataset):
 
 
 def chunks(videos, size):
-    """Ranges of at most `size` items that a range consists of."""
+    """Split a range into ranges of at most `size` items."""
     return [videos[i:i + size] for i in range(0, len(videos), size)]
 
 
-def _init_worker(_):
-    # An interrupt from the terminal or a job scheduler reaches the whole process group; the main process alone answers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+class Loader(DataLoader):
+    """`DataLoader` that ends its workers on leaving a `with` block, even those that do not respond.
 
+    An exception keeps the iterator alive, and Python would wait for its workers at exit.
+    """
 
-@atexit.register
-def _kill_workers():
-    # Python waits for the workers of a loader still in use, as after an exception, and these ignore its request to end.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would tell that as an error of theirs
-    for process in multiprocessing.active_children():
-        process.kill()
+    batches = None
+
+    def __iter__(self):
+        self.batches = super().__iter__()
+        return self.batches
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.batches is not None and self.num_workers > 0:
+            self.batches._shutdown_workers()
+            for worker in self.batches._workers:
+                worker.kill()  # SIGTERM is ignored
 
 
 def make_loader(stream, batches, n_workers, pin_memory=False, n_processes=1):
-    """Loader of batches of a `BatchStream`, as tensors, in order.
+    """Loader of batches of a `BatchStream`, as tensors, in order; use it in a `with` statement.
 
     Parameters
     ----------
@@ -61,13 +69,31 @@ def make_loader(stream, batches, n_workers, pin_memory=False, n_processes=1):
     batches : iterable of ranges
         Videos of each batch.
     n_workers : int
-        Worker processes; at most one a core.
+        Worker processes; at most one per core.
     pin_memory : bool
         As of `torch.utils.data.DataLoader`.
     n_processes : int
         Processes of the job on this machine, which share its cores.
+
+    Returns
+    -------
+    Loader
     """
     n_workers = min(n_workers, max(1, cores() // n_processes))
-    # A generator of its own: else each loader would draw a number from the global one.
-    return DataLoader(stream, batch_size=None, sampler=batches, num_workers=n_workers, pin_memory=pin_memory,
-                      worker_init_fn=_init_worker, generator=torch.Generator())
+    # With its own generator, a loader does not advance the global one
+    return Loader(stream, batch_size=None, sampler=batches, num_workers=n_workers,
+                  pin_memory=pin_memory, worker_init_fn=init_worker, generator=torch.Generator())
+
+
+def init_worker(_):
+    # Signals reach the whole process group; only the main process handles them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.excepthook = print_other_errors
+    follow_parent()
+
+
+def print_other_errors(kind, error, trace):
+    """Exception hook of workers, silent if the main process is killed while it takes a batch."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)

@@ -1,295 +1,252 @@
-"""Download and unpack archives of datasets: broken downloads are continued, and nothing is ever seen half-done."""
+"""Download and unpack archives: interrupted downloads resume, results appear only when complete."""
 
 import contextlib
-import hashlib
-import http.client
 import os
 import re
 import shutil
 import sys
 import tarfile
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import zipfile
 import zlib
-from pathlib import Path
 
-from files import UserError, progress_bar
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
+from urllib3.exceptions import HTTPError
 
-TRIES = 5      # attempts in a row that bring no new byte
-PAUSE = 1.     # seconds before the second of them; n times as much before the (n + 1)-th
-TIMEOUT = 60   # seconds without a byte after which a connection counts as broken
-BLOCK = 1 << 20
+import files
+from files import UserError, WriteError, progress_bar
+
+TRIES = 5      # requests in a row that fail or bring no new byte
+PAUSE = 1.     # seconds, growing with the number of failures
+TIMEOUT = 60   # seconds without data after which a connection counts as broken
 
 
-class _Broken(Exception):
-    """An attempt ended early and may be repeated. `total` is the size of the whole file, None if unknown."""
+def install(url, archive, target, unpack, size=None, sha256=None):
+    """Download `archive` from `url`, unpack it to the folder `target` and remove it."""
+    if any(not path.is_dir() for path in target.rglob('*')):
+        raise UserError(f'{target} exists, without the videos that belong in it; delete it, or use '
+                        'another folder, and run again')
+    shutil.rmtree(target, ignore_errors=True)
+    if size is not None and not archive.exists():  # better now than after hours of download
+        check_space(archive.parent, 2 * size - size_of(part_of(archive)), f'{url}, unpacked,')
+    fetch(url, archive, size, sha256)
+    unpack(archive, target)
+    archive.unlink()
 
-    def __init__(self, reason, total=None):
-        super().__init__(reason)
-        self.total = total
 
+def check_space(folder, need, what):
+    """Raise a UserError if `what` needs more bytes than are free on the disk of `folder`."""
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise UserError(f'the disk of {folder} has {free:,} bytes free, but {what} needs {need:,}; '
+                        'free some space or use another folder')
+
+
+# Download
 
 def fetch(url, path, size=None, sha256=None):
-    """Download `url` to `path`, which appears only when complete and checked; until then the bytes are in `<path>.part`.
+    """Download `url` to `path`, or verify a `path` that exists.
 
-    A `.part` file that is there is continued. A `path` that is there is checked, and nothing is downloaded.
+    Until the download is complete and verified, it is `<path>.part`, which a later call resumes.
 
     Parameters
     ----------
     url : str
-    path : str or Path
+    path : Path
     size : int, optional
-        Bytes of the file; what the server says if absent.
+        Expected number of bytes; default: what the server announces.
     sha256 : str, optional
-        SHA-256 of the file, in hexadecimal.
+        Expected SHA-256, in hexadecimal.
 
     Raises
     ------
     UserError
     """
-    path = Path(path)
     if path.exists():
-        _check_present(path, size, sha256)
+        if difference := compare(path, size, sha256):
+            raise UserError(f'{path} {difference}; delete it and run again to download it')
         return
-    part = _part(path)
-    _download(url, part, size)
-    if sha256 is not None and (found := _sha256(part)) != sha256:
+    part = part_of(path)
+    download(url, part, size)
+    if difference := compare(part, size, sha256):
         part.unlink()
-        raise UserError(f'{url}: the file downloaded has the SHA-256 {found}, expected {sha256}, and was removed; run again to '
-                        'download it anew')
+        raise UserError(f'{url}: the download {difference}, and was removed; check the address and '
+                        'run again')
     os.replace(part, path)
 
 
-def downloaded(path):
-    """Bytes of an unfinished download of `path`."""
-    return _size(_part(Path(path)))
+def compare(path, size, sha256):
+    """How a file differs from what is expected of it, None if it does not."""
+    if size is not None and size_of(path) != size:
+        return f'has {size_of(path):,} bytes, expected {size:,}'
+    if sha256 is not None:
+        print(f'verifying {path}', flush=True)
+        if (found := files.sha256(path)) != sha256:
+            return f'has the SHA-256 {found}, expected {sha256}'
+    return None
 
 
-def check_space(folder, need, what):
-    """Stop if the disk of `folder` has less than `need` bytes free, which are wanted for `what`."""
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise UserError(f'{folder} is on a disk with {free:,} bytes free, but {what} needs {need:,}; free some space or give '
-                        'another folder')
-
-
-def remove_empty(folder):
-    """Remove a folder in which there is no file; stop if it holds some, which unpacking would have to replace."""
-    if folder.exists():
-        if any(not path.is_dir() for path in folder.rglob('*')):
-            raise UserError(f'{folder} is there, but not the videos that belong in it; delete it, or give another folder, and run again')
-        shutil.rmtree(folder)
-
-
-def unzip(archive, folder):
-    """Unpack a zip archive to `folder`, which must not exist, and which appears only when complete."""
-    with _unpacking(archive, folder) as tmp, zipfile.ZipFile(archive) as f:
-        members = f.infolist()
-        for member in members:
-            _check_member(archive, member.filename)
-        _unpack(archive, tmp, [(m, m.file_size) for m in members], f.extract)
-        os.rename(tmp, folder)
-
-
-def untar(archive, folder, top=None):
-    """Unpack a tar archive, not compressed, to `folder`, which must not exist, and which appears only when complete.
-
-    `top` names a folder of the archive: it becomes `folder`, and the rest is dropped. Without it, `folder` holds everything.
-    """
-    # Older Python has no filter, and could follow a link out of the folder: there, links are refused
-    filtered = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}
-
-    def extract(member, tmp):
-        f.extract(member, tmp, set_attrs=False, **filtered)
-
-    with _unpacking(archive, folder) as tmp, tarfile.open(archive, 'r:') as f:
-        members = f.getmembers()
-        for member in members:
-            _check_member(archive, member.name, filtered or member.isfile() or member.isdir())
-        _unpack(archive, tmp, [(m, m.size) for m in members], extract)
-        if top is not None and not (tmp / top).is_dir():
-            raise UserError(f'{archive} has no folder {top}: it is not the archive expected; delete it and run again')
-        os.rename(tmp / (top or ''), folder)
-
-
-def _part(path):
+def part_of(path):
+    """Path of an incomplete download of `path`."""
     return path.with_name(f'{path.name}.part')
 
 
-def _size(path):
+def size_of(path):
+    """Size of a file in bytes, 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 
-def _bar(name, total, **kwargs):
-    return progress_bar(desc=name, total=total, unit='B', unit_scale=True, **kwargs)
-
-
-def _sha256(path):
-    digest = hashlib.sha256()
-    with open(path, 'rb') as f, _bar(f'checking {path.name}', _size(path), delay=1) as bar:
-        while block := f.read(BLOCK):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
-
-
-def _check_present(path, size, sha256):
-    """Check a file that was there before. It may be the user's own, and is therefore never removed here."""
-    if size is not None and (found := _size(path)) != size:
-        raise UserError(f'{path} has {found:,} bytes, expected {size:,}; delete it and run again to download it')
-    if sha256 is not None and (found := _sha256(path)) != sha256:
-        raise UserError(f'{path} has the SHA-256 {found}, expected {sha256}; delete it and run again to download it')
-
-
-def _download(url, part, size):
-    """Download to `part`, in as many attempts as needed, while they get any further."""
-    most, failures = _size(part), 0
-    while True:
-        try:
-            _attempt(url, part, size)
-            return
-        except _Broken as broken:
-            reason, size = broken, size or broken.total
-        # More bytes than ever: without that comparison, a server that always starts anew would be asked for ever
-        failures = 1 if _size(part) > most else failures + 1
-        most = max(most, _size(part))
-        if failures >= TRIES:
-            kept = f', which continues from the {_size(part):,} bytes in {part}' if _size(part) else ''
-            raise UserError(f'{url} cannot be downloaded ({reason}); check the network and the address, and run again{kept}')
-        print(f'{url}: {reason}; trying again in {failures * PAUSE:g} s', file=sys.stderr, flush=True)
-        time.sleep(failures * PAUSE)
-
-
-def _attempt(url, part, size):
-    """Ask for what `part` lacks and append it; `_Broken` if it is still incomplete then."""
-    have = _size(part)
-    if size is not None and have == size:
-        return
-    if size is not None and have > size:
+def download(url, part, size):
+    """Download to `part`, in as many requests as needed while they bring new bytes."""
+    retry = Retry(TRIES - 1, backoff_factor=PAUSE, status_forcelist=range(500, 600),
+                  raise_on_status=False, respect_retry_after_header=False)
+    if size is not None and size_of(part) > size:
         part.unlink()
-        have = 0
-    with _open(url, have) as response:
-        start, total = _extent(response, have)
-        if size is not None and total is not None and total != size:
-            raise UserError(f'{url} has {total:,} bytes, expected {size:,}: it is another file; check the address, or give that of '
-                            'a mirror by --url')
-        if start is None:  # nothing in the answer fits what is there
-            if total == have:
+    best, failures = size_of(part), 0
+    with requests.Session() as session:
+        for scheme in ('http://', 'https://'):
+            session.mount(scheme, HTTPAdapter(max_retries=retry))
+        while size is None or size_of(part) < size:
+            reason, size = request_rest(session, url, part, size)
+            if reason is None:
                 return
-            part.unlink()
-            raise _Broken('the server cannot continue the download', size)
-        total = total if size is None else size
-        if total is not None:
-            check_space(part.parent, total - have, f'the rest of {url}' if have else url)
-        _write(response, part, start, total)
-    have = _size(part)
-    if total is not None and have < total:
-        raise _Broken(f'the connection broke after {have:,} of {total:,} bytes', total)
-    if total is not None and have > total:
-        part.unlink()
-        raise UserError(f'{url}: {have:,} bytes were downloaded, expected {total:,}, and removed; check the address and run again')
+            # Compared with the best: a server that ignores ranges starts over each time
+            failures = 1 if size_of(part) > best else failures + 1
+            best = max(best, size_of(part))
+            if failures == TRIES:
+                raise failure(url, part, reason)
+            print(f'{url}: {reason}; trying again', file=sys.stderr, flush=True)
+            time.sleep(failures * PAUSE)
 
 
-def _open(url, start):
-    """Response of the server to a request for the bytes from `start` on; its status is 200, 206 or 416."""
+def failure(url, part, reason):
+    """Error of a download that cannot go on for now."""
+    kept = f', which resumes after the {size_of(part):,} bytes in {part}' if part.exists() else ''
+    return UserError(f'{url} cannot be downloaded ({reason}); check the address (--url) and the '
+                     f'network, and run again{kept}')
+
+
+def request_rest(session, url, part, size):
+    """Request the bytes that `part` lacks and append them.
+
+    Returns
+    -------
+    reason : str or None
+        Why the file is still incomplete.
+    size : int or None
+        Of the whole file, as far as known.
+    """
+    have = size_of(part)
+    with get(session, url, part, have) as response:
+        start, total = content_range(response, have)
+        if None not in (size, total) and total != size:
+            raise UserError(f'{url} has {total:,} bytes, expected {size:,}: it is another file; '
+                            'check the address, or use a mirror with --url')
+        if start is None:
+            if total == have:
+                return None, total
+            part.unlink(missing_ok=True)
+            return 'the server cannot resume the download', size
+        size = size or total
+        if size is not None:
+            check_space(part.parent, size - start, f'the rest of {url}' if start else url)
+        broken = receive(response, part, start, size)
+    if broken or (size is not None and size_of(part) < size):
+        expected = '?' if size is None else f'{size:,}'
+        return f'the connection broke after {size_of(part):,} of {expected} bytes', size
+    return None, size
+
+
+def get(session, url, part, have):
+    """Response to a request for the bytes from `have` on."""
+    headers = {'Accept-Encoding': 'identity'} | ({'Range': f'bytes={have}-'} if have else {})
     try:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ('http', 'https') or not parts.netloc:
-            raise ValueError('it must start with http:// or https://')
-        request = urllib.request.Request(url, headers={'Range': f'bytes={start}-'} if start else {})
-        return urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and start:
-            return error
-        error.close()
-        reason = f'the server answers {error.code} {error.reason}'
-        if error.code >= 500:  # often passes
-            raise _Broken(reason) from None
-        raise UserError(f'{url} cannot be downloaded ({reason}); check the address, or give that of a mirror by --url') from None
-    except (ValueError, http.client.InvalidURL) as error:
-        raise UserError(f'{url} is not an address to download from ({error}); check --url') from None
-    except (OSError, http.client.HTTPException) as error:
-        raise _Broken(f'no connection: {_text(error)}') from None
+        response = session.get(url, headers=headers, timeout=TIMEOUT, stream=True)
+        if response.status_code != 416:  # range not satisfiable
+            response.raise_for_status()
+        return response
+    except requests.RequestException as error:
+        while error.__context__ is not None:  # the cause, below the layers of the client
+            error = error.__context__
+        raise failure(url, part, getattr(error, 'strerror', None) or error) from None
 
 
-def _text(error):
-    """What happened, without the number of the error."""
-    error = getattr(error, 'reason', error)
-    return getattr(error, 'strerror', None) or str(error) or type(error).__name__
+def content_range(response, have):
+    """First byte of a response, None if it does not continue `have` bytes, and size of the file."""
+    if response.status_code == 200:
+        return 0, response.raw.length_remaining
+    match = re.fullmatch(r'bytes (\*|\d+)(?:-\d+)?/(\*|\d+)',
+                         response.headers.get('Content-Range', '').strip())
+    start, total = match.groups() if match else ('*', '*')
+    return have if start == str(have) else None, None if total == '*' else int(total)
 
 
-def _extent(response, have):
-    """First byte that a response brings, None if it cannot follow the `have` bytes that are there, and size of the whole file."""
-    if response.status not in (206, 416):
-        return 0, response.length
-    match = re.fullmatch(r'bytes (?:(\d+)-\d+|\*)/(\d+|\*)', response.headers.get('Content-Range', '').strip())
-    if not match:
-        return None, None
-    return (have if match[1] == str(have) else None), (None if match[2] == '*' else int(match[2]))
-
-
-def _write(response, part, start, total):
-    """Append the body of a response to `part`, or replace it if `start` is 0."""
+def receive(response, part, start, size):
+    """Write a response to `part` from byte `start` on; returns whether the connection broke."""
     try:
-        with open(part, 'ab' if start else 'wb') as f, _bar(part.stem, total, initial=start) as bar:
-            for block in _blocks(response, total):
-                f.write(block)
-                bar.update(len(block))
+        with open(part, 'ab' if start else 'wb') as f, \
+                progress_bar(desc=part.stem, initial=start, total=size, unit='B',
+                             unit_scale=True) as bar:
+            # Unlike iter_content, read1 returns everything that came before a break
+            while block := response.raw.read1(1 << 20):
+                bar.update(f.write(block))
+    except HTTPError:
+        return True
     except OSError as error:
-        raise UserError(f'{part} cannot be written ({_text(error)}); free some space or give another folder') from None
+        raise WriteError.of(part, error) from None
+    return False
 
 
-def _blocks(response, total):
-    """Blocks of the body, as they come. Apart from `_write`, as errors of the network and of the disk are of one class."""
-    try:
-        while block := response.read1(BLOCK):
-            yield block
-    except (OSError, http.client.HTTPException) as error:
-        raise _Broken(f'the connection broke: {_text(error)}', total) from None
+# Unpacking
+
+def unzip(archive, folder):
+    """Unpack a zip archive to `folder`, which must not exist and appears only when complete."""
+    with unpacking(archive, folder) as tmp, zipfile.ZipFile(archive) as f:
+        members = f.infolist()
+        check_members(archive, tmp, [(m.filename, m.file_size, True) for m in members])
+        f.extractall(tmp, progress_bar(members, 'unpacking', unit='file', delay=1))
+
+
+def untar(archive, folder, top=''):
+    """Unpack the folder `top` of an uncompressed tar archive as `folder`, as `unzip` does."""
+    with unpacking(archive, folder, top) as tmp, tarfile.open(archive, 'r:') as f:
+        members = f.getmembers()
+        check_members(archive, tmp, [(m.name, m.size, m.isfile() or m.isdir()) for m in members])
+        f.extraction_filter = getattr(tarfile, 'data_filter', None)  # unknown to older Python
+        f.extractall(tmp, progress_bar(members, 'unpacking', unit='file', delay=1))
 
 
 @contextlib.contextmanager
-def _unpacking(archive, folder):
-    """Yield an empty folder beside `folder` to unpack into, removed at the end; a damaged archive becomes a `UserError`."""
-    folder = Path(folder)
+def unpacking(archive, folder, top=''):
+    """Yield a temporary folder, of which `top` becomes `folder` at the end."""
     if folder.exists():
         raise UserError(f'{folder} exists already; delete it to unpack {archive} again')
     tmp = folder.with_name(f'.{folder.name}.unpacking')
     try:
-        if tmp.exists():  # of a killed run
-            shutil.rmtree(tmp)
+        shutil.rmtree(tmp, ignore_errors=True)  # left by a killed process
         tmp.mkdir(parents=True)
         yield tmp
+        if not (tmp / top).is_dir():
+            raise UserError(f'{archive} has no folder {top}: it is not the expected archive; '
+                            'delete it and run again')
+        os.rename(tmp / top, folder)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
-        if isinstance(error, getattr(tarfile, 'FilterError', ())):
-            raise _unsafe(archive, error.tarinfo.name) from None
-        raise UserError(f'{archive} is damaged ({str(error) or "it ends early"}); delete it and run again') from None
+        raise UserError(f'{archive} is damaged ({str(error) or "it ends early"}); delete it and '
+                        'run again') from None
     except OSError as error:
-        raise UserError(f'{archive} cannot be unpacked to {folder} ({_text(error)}); mend that and run again') from None
+        raise UserError(f'{archive} cannot be unpacked to {folder} ({error.strerror or error}); '
+                        'check permissions and free space, and run again') from None
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
 
 
-def _unsafe(archive, name):
-    return UserError(f'{archive} holds {name!r}, which could land outside of the folder: do not trust this archive, delete it and '
-                     'download it from elsewhere')
-
-
-def _check_member(archive, name, kind_ok=True):
-    """Stop at a member of an archive that may land outside of the folder."""
-    parts = re.split(r'[/\\]', name)
-    if not kind_ok or '..' in parts or parts[0] == '':
-        raise _unsafe(archive, name)
-
-
-def _unpack(archive, tmp, members, extract):
-    """Unpack pairs of a member and its size into `tmp`."""
-    total = sum(size for _, size in members)
-    check_space(tmp.parent, total, f'unpacking {archive}')
-    with _bar(f'unpacking {Path(archive).name}', total, delay=1) as bar:
-        for member, size in members:
-            extract(member, tmp)
-            bar.update(size)
+def check_members(archive, tmp, members):
+    """Check the (name, size, is file or folder) of what would be unpacked to `tmp`."""
+    for name, _, is_plain in members:
+        parts = re.split(r'[/\\]', name)
+        if '..' in parts or not parts[0] or not is_plain:
+            raise UserError(f'{archive} holds {name!r}, which may lead out of the folder: do not '
+                            'trust it, delete it and download it from elsewhere')
+    check_space(tmp.parent, sum(size for _, size, _ in members), f'unpacking {archive}')

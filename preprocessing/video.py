@@ -1,4 +1,4 @@
-"""Any video as a trained model takes it: cut and resized as in the conversion of the model's dataset."""
+"""Any video as input of a trained model, converted like the model's dataset."""
 
 import functools
 from pathlib import Path
@@ -12,58 +12,73 @@ from preprocessing.human import convert as human
 from preprocessing.kth import convert as kth
 
 
-def _decode_picture(path, *options):
-    try:
-        return decode(path, *options)[0]
-    except Unreadable as error:
-        raise Unreadable(f'{path.name}: {error}') from None
-
-
-def _read(source, config, nt):
-    """Frames, as many as there are of the first nt, uint8 (T, nx, nx[, C]), and ffmpeg's complaint."""
-    pictures = folder.find_pictures(source) if source.is_dir() else None
-    if pictures == []:
-        raise Unreadable(f'a folder without pictures ({", ".join(sorted(folder.PICTURES))})')
-    if config.dataset == 'kth':
-        if pictures is None:
-            return kth.read(source, config.nx, kth.FRAME_RATE, '-frames:v', str(nt))
-        options = '-s', f'{config.nx}x{config.nx}', '-frames:v', '1'  # pictures too are resized by ffmpeg's scaler; of moving ones the first frame
-        return np.concatenate([_decode_picture(path, *options) for path in pictures[:nt]]), ''
-    if config.dataset == 'human':
-        transform, step = functools.partial(human.cut, image_size=config.nx), config.subsampling
-    else:  # Moving MNIST and BAIR are not converted from videos of another shape
-        transform, step = functools.partial(folder.cut, image_size=config.nx, gray=config.nc == 1), 1
-    span = (nt - 1) * step + 1
-    frames, note = decode(source, '-frames:v', str(span), transform=transform) if pictures is None else \
-        folder.decode_pictures(pictures[:span], transform)
-    return frames[::step], note
-
-
 def read_video(path, config, t_0, nt):
-    """Frames t_0, t_0 + 1, …, at most nt, of a video: uint8 (T, nx, nx, nc), T ≤ nt.
+    """Read frames t_0, t_0 + 1, …, nt at most, of a video: uint8 (T, nx, nx, nc), T ≤ nt.
 
     Parameters
     ----------
     path : path
-        File of any kind that ffmpeg reads, or folder of pictures.
+        Any file that ffmpeg reads, or a folder of images.
     config : argparse.Namespace
-        Of the model. Its dataset decides: kth takes 25 frames a second, resized by ffmpeg, and their first channel; human the
-        box of its studio and one frame in `subsampling`; the others the centred square, grey if `nc` is 1.
+        Of the model. Its dataset selects the conversion: kth takes 25 frames per second, resized
+        by ffmpeg, and their first channel; human takes the crop of its studio and one frame in
+        `subsampling`; others take the central square, grey if `nc` is 1.
     t_0, nt : int
-        Counted in frames of the result.
+        Counted in converted frames.
 
     Returns
     -------
     frames : np.ndarray
     note : str
-        What ffmpeg complained about, though it went on; empty if nothing.
+        First error that ffmpeg reported but survived, or empty.
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f'--video {path} does not exist; name a video file, or a folder of pictures')
+        raise UserError(f'--video {path} does not exist; name a video file, or a folder of images')
     try:
-        frames, note = _read(path, config, t_0 + nt)
+        if config.dataset == 'kth':
+            frames, note = read_kth(path, config.nx, t_0 + nt)
+        else:
+            frames, note = read_frames(path, config, t_0 + nt)
     except (Unreadable, OSError) as error:
-        raise UserError(f'--video {path} cannot be read as a video of {config.dataset} ({error}); name another one') from None
-    frames = frames[t_0:, ..., None] if frames.ndim == 3 else frames[t_0:, ..., :config.nc]
-    return frames, note
+        raise UserError(f'--video {path} cannot be read as a video of {config.dataset} ({error}); '
+                        'name another one') from None
+    if frames.ndim == 3:
+        frames = frames[..., None]
+    return frames[t_0:, ..., :config.nc], note
+
+
+def read_kth(path, nx, nt):
+    """First nt frames converted like KTH, and a note."""
+    if not path.is_dir():
+        return kth.read(path, nx, kth.FRAME_RATE, '-frames:v', str(nt))
+    frames = []
+    for image in find_images(path)[:nt]:
+        try:  # ffmpeg resizes images too; of animated ones, it takes the first frame
+            frame, _ = decode(image, '-s', f'{nx}x{nx}', '-frames:v', '1')
+        except Unreadable as error:
+            raise Unreadable(f'{image.name}: {error}') from None
+        frames.append(frame)
+    return np.concatenate(frames), ''
+
+
+def read_frames(path, config, nt):
+    """First nt frames converted like Human3.6M or a folder of videos, and a note."""
+    step = 1
+    transform = functools.partial(folder.cut, image_size=config.nx, gray=config.nc == 1)
+    if config.dataset == 'human':
+        step = config.subsampling
+        transform = functools.partial(human.cut, image_size=config.nx)
+    span = (nt - 1) * step + 1
+    if path.is_dir():
+        frames, note = folder.decode_images(find_images(path)[:span], transform)
+    else:
+        frames, note = decode(path, '-frames:v', str(span), transform=transform)
+    return frames[::step], note
+
+
+def find_images(path):
+    images = folder.find_images(path)
+    if not images:
+        raise Unreadable(f'a folder without images ({", ".join(sorted(folder.IMAGES))})')
+    return images

@@ -1,6 +1,6 @@
-"""Convert BAIR robot pushing: `python preprocessing/bair/convert.py --data_dir DIR`, after `download.sh`.
+"""Convert BAIR robot pushing: `python preprocessing/bair/convert.py --data_dir DIR`.
 
-Reads the TFRecords by TensorFlow, in processes without PyTorch.
+Run it after `download.sh`. TensorFlow reads the TFRecords, in processes without PyTorch.
 """
 
 import functools
@@ -13,11 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # called by its path, as published
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run by path
 
-from parsing import Parser
+from data.workers import follow_parent
 from files import UserError, cores, replacing_folder, run_script
-from preprocessing.convert import Job, Unreadable, follow_parent, run_jobs, write_array, write_pngs
+from preprocessing.convert import (
+    Job,
+    Unreadable,
+    add_layout_option,
+    dataset_parser,
+    run_jobs,
+    write_array,
+    write_pngs,
+)
 
 N_FRAMES, SIZE = 30, 64
 
@@ -29,21 +37,20 @@ def read(source):
     try:
         for record in tf.data.TFRecordDataset(str(source)):
             feature = tf.train.Example.FromString(record.numpy()).features.feature
-            frames = [feature[f'{i}/image_aux1/encoded'].bytes_list.value[0] for i in range(N_FRAMES)]
-            videos.append(np.frombuffer(b''.join(frames), np.uint8).reshape(N_FRAMES, SIZE, SIZE, 3))
+            frames = [feature[f'{i}/image_aux1/encoded'].bytes_list.value[0]
+                      for i in range(N_FRAMES)]
+            video = np.frombuffer(b''.join(frames), np.uint8)
+            videos.append(video.reshape(N_FRAMES, SIZE, SIZE, 3))
     except (tf.errors.OpError, IndexError, ValueError) as error:
-        raise Unreadable(f'it is no record file of BAIR or is damaged: {str(error).splitlines()[0]}') from None
+        raise Unreadable('it is not a record file of BAIR or is damaged: '
+                         f'{str(error).splitlines()[0]}') from None
     if not videos:
-        raise Unreadable('it has no video')
+        raise Unreadable('it has no videos')
     return videos, ''
 
 
-def n_frames(videos):
-    return sum(map(len, videos))
-
-
 def write(target, videos, published):
-    """Write the videos of a record file as a folder, 001.npy … or folders 001 … of PNG frames 000.png …"""
+    """Write the videos of a file as a folder: 001.npy …, or folders 001 … of PNG frames."""
     with replacing_folder(target) as tmp:
         for k, video in enumerate(videos, 1):
             if published:
@@ -52,30 +59,39 @@ def write(target, videos, published):
                 write_array(tmp / f'{k:03d}.npy', video)
 
 
+def count(videos):
+    return sum(map(len, videos))
+
+
+def init_worker():
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''  # TensorFlow would reserve a whole GPU
+    follow_parent()
+
+
 def get_parser():
-    parser = Parser('Convert DIR/softmotion30_44k/{train,test}/*.tfrecords to DIR/processed_data/{train,test}/.')
-    parser.add_argument('--data_dir', required=True, help='folder of the dataset')
-    parser.add_argument('--layout', choices=['array', 'published'], default='array',
-                        help='one .npy a video, or, as published, a folder of PNG frames a video')
+    parser = dataset_parser('Convert DIR/softmotion30_44k/{train,test}/*.tfrecords to '
+                            'DIR/processed_data/{train,test}/.')
+    add_layout_option(parser, 'a folder of PNG frames')
     return parser
 
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
     folder = Path(args.data_dir)
+    writer = functools.partial(write, published=args.layout == 'published')
     jobs = []
     for fold in ('train', 'test'):
         sources = sorted((folder / 'softmotion30_44k' / fold).glob('*.tfrecords'))
         if not sources:
-            raise UserError(f'{folder}/softmotion30_44k/{fold} has no .tfrecords file; get them with: '
-                            f'bash preprocessing/bair/download.sh {folder}')
-        writer = functools.partial(write, published=args.layout == 'published')
-        jobs += [Job(s, folder / 'processed_data' / fold / s.stem, read, writer, n_frames) for s in sources]
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-    os.environ['CUDA_VISIBLE_DEVICES'] = ''  # TensorFlow would take a whole GPU to read files
+            raise UserError(f'{folder}/softmotion30_44k/{fold} has no .tfrecords file; download '
+                            f'them with: bash preprocessing/bair/download.sh {folder}')
+        target = folder / 'processed_data' / fold
+        jobs += [Job(source, target / source.stem, read, writer, count) for source in sources]
     if importlib.util.find_spec('tensorflow') is None:
         raise UserError('reading TFRecords needs TensorFlow; pip install tensorflow')
-    executor = ProcessPoolExecutor(cores(), multiprocessing.get_context('spawn'), follow_parent)
+    context = multiprocessing.get_context('spawn')
+    executor = ProcessPoolExecutor(cores(), context, init_worker)
     return run_jobs(jobs, executor, {'layout': args.layout}, 'record file')
 
 

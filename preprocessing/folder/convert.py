@@ -1,4 +1,7 @@
-"""Convert videos of your own: `python preprocessing/folder/convert.py --data_dir IN --out_dir OUT`; then `--dataset folder`."""
+"""Convert videos of your own, for `--dataset folder`.
+
+`python preprocessing/folder/convert.py --data_dir IN --out_dir OUT`
+"""
 
 import functools
 import hashlib
@@ -11,73 +14,101 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run by path
 
-from parsing import Parser, number, positive_int, seed
 from files import UserError, cores, make_folder, run_script, write_json
-from preprocessing.convert import Job, Unreadable, converting, decode, read_record, resized, run_locked, write_array
+from parsing import Parser, number, seed
+from preprocessing.convert import (
+    Job,
+    Unreadable,
+    add_size_option,
+    converting,
+    decode,
+    read_record,
+    resized,
+    run_locked,
+    write_array,
+)
 
 VIDEOS = {'.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ogv', '.webm', '.wmv'}
+IMAGES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
 FOLDS = ('train', 'val', 'test')
-PICTURES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
 
+
+# Sources
 
 def find_sources(folder):
-    """Video files, and folders of two pictures or more without videos, anywhere below a folder: sorted list of Path."""
-    sources, seen = [], set()
+    """Names and paths of all videos below a folder, in order of paths.
+
+    These are video files, and folders of at least two images without video files.
+    """
+    paths, visited = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        folders[:] = [name for name in folders if not name.startswith('.')] if real not in seen else []  # links may form a circle
-        if real in seen:
+        if real in visited:  # links may form a cycle
+            folders.clear()
             continue
-        seen.add(real)
-        kinds = {name: Path(name).suffix.lower() for name in names if not name.startswith('.')}
-        videos = [Path(parent, name) for name, kind in kinds.items() if kind in VIDEOS]
-        pictures = sum(kind in PICTURES for kind in kinds.values())
-        sources += videos or ([Path(parent)] if pictures > 1 and Path(parent) != folder else [])
-    return sorted(sources)
+        visited.add(real)
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        visible = [Path(parent, name) for name in names if not name.startswith('.')]
+        videos = [path for path in visible if path.suffix.lower() in VIDEOS]
+        n_images = sum(path.suffix.lower() in IMAGES for path in visible)
+        if not videos and n_images > 1 and Path(parent) != folder:
+            videos = [Path(parent)]
+        paths += videos
+    sources = {}
+    for path in sorted(paths):
+        other = sources.setdefault(get_name(path, folder), path)
+        if other != path:
+            raise UserError(f'{path} and {other} would both be called {get_name(path, folder)}; '
+                            'rename one')
+    return sources
 
 
 def get_name(path, folder):
-    """Name of a source in the result: its path below the folder, extension included, so that no two fall together."""
+    """Name of a converted video: the source's path below the folder, including its extension."""
     name = '-'.join(path.relative_to(folder).parts)
-    if len(os.fsencode(name)) > 200:  # file systems allow 255 bytes
-        name = f'{os.fsencode(name)[:160].decode(errors="ignore")}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}'
+    encoded = os.fsencode(name)
+    if len(encoded) > 200:  # file systems allow 255 bytes
+        digest = hashlib.sha256(encoded).hexdigest()
+        name = f'{encoded[:160].decode(errors="ignore")}-{digest[:16]}'
     return name
 
 
-def to_rgb(picture):
-    """RGB of a picture of any mode; of 16 bits, the upper 8."""
-    if picture.mode == 'F':
-        raise Unreadable('pictures of floating-point numbers have no range')
-    if picture.mode.startswith('I'):
-        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8))
-    return np.asarray(picture.convert('RGB'))
+# Decoding
 
-
-def find_pictures(folder):
-    """Pictures in a folder, in the order of the last number in their names, then of the names: list of Path."""
+def find_images(folder):
+    """Paths of the images in a folder, ordered by the last number in their names, then by name."""
     def order(path):
-        numbers = re.findall(r'\d+', path.stem)
-        return int(numbers[-1]) if numbers else -1, path.name
-    return sorted((p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith('.')), key=order)
+        return int((re.findall(r'\d+', path.stem) or [-1])[-1]), path.name
+    return sorted((path for path in folder.glob('[!.]*') if path.suffix.lower() in IMAGES),
+                  key=order)
 
 
-def decode_pictures(paths, transform):
-    """As `decode`, of pictures."""
+def decode_images(paths, transform):
+    """As `decode`, for the frames in image files."""
     frames = []
     for path in paths:
         try:
-            with Image.open(path) as picture:
-                frames.append(transform(to_rgb(picture)))
-        except Exception as error:  # Pillow raises several kinds
+            with Image.open(path) as image:
+                frames.append(transform(to_rgb(image)))
+        except Exception as error:  # Pillow raises many kinds
             raise Unreadable(f'{path.name}: {error}') from None
     return np.stack(frames), ''
 
 
+def to_rgb(image):
+    """RGB values of an image of any mode; the upper 8 bits of 16."""
+    if image.mode == 'F':
+        raise Unreadable('floating-point images have no defined range')
+    if image.mode.startswith('I'):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    return np.asarray(image.convert('RGB'))
+
+
 def cut(frame, image_size, gray):
-    """A frame, cut to its largest centred square and resized: uint8 (image_size, image_size[, 3])."""
-    H, W = frame.shape[:2]
+    """Crop a frame to its central square and resize it: uint8 (image_size, image_size[, 3])."""
+    H, W, _ = frame.shape
     side = min(H, W)
     left, upper = (W - side) // 2, (H - side) // 2
     frame = resized(frame, image_size, (left, upper, left + side, upper + side))
@@ -85,45 +116,59 @@ def cut(frame, image_size, gray):
 
 
 def read(source, image_size, gray):
-    """Frames of a video file or of a folder of pictures, cut and resized: uint8 (T, image_size, image_size[, 3])."""
+    """Frames of a video file or a folder of images: uint8 (T, image_size, image_size[, 3])."""
     transform = functools.partial(cut, image_size=image_size, gray=gray)
-    return decode_pictures(find_pictures(source), transform) if source.is_dir() else decode(source, transform=transform)
+    if source.is_dir():
+        return decode_images(find_images(source), transform)
+    return decode(source, transform=transform)
 
+
+# Split
 
 def read_split(path):
-    """Folds by name that an earlier call assigned."""
-    advice = f'restore it, or remove it and the folders {", ".join(FOLDS)} beside it to split anew'
+    """Folds by name, as assigned by an earlier call."""
+    advice = f'restore it, or remove it and the folders {", ".join(FOLDS)} next to it to split anew'
     before = read_record(path, advice)
     for name, fold in before.items():
         if fold not in FOLDS:
-            raise UserError(f'{path} assigns {name} to {fold!r}, expected one of {", ".join(FOLDS)}; {advice}')
+            raise UserError(f'{path} assigns {name} to {fold!r}, expected one of '
+                            f'{", ".join(FOLDS)}; {advice}')
     return before
 
 
 def split(names, val, test, seed, before):
-    """Assign each name, by a seeded shuffle, to 'train', 'val' or 'test': dict. Each fold has at least one.
+    """Assign each name to 'train', 'val' or 'test' with a seeded shuffle: dict.
 
-    Names in `before`, the result of an earlier call, keep their fold; the others fill up.
+    Names in `before`, the result of an earlier call, keep their fold. The others fill the test and
+    validation folds up to their shares, of one video at least; the rest is for training.
     """
     folds = {name: before[name] for name in names if name in before}
     missing = []
     for fold, share in (('test', test), ('val', val)):
-        missing += [fold] * max(0, max(1, round(share * len(names))) - list(folds.values()).count(fold))
+        n = max(1, round(share * len(names))) - list(folds.values()).count(fold)
+        missing += [fold] * max(0, n)
     new = [name for name in names if name not in folds]
-    order = np.random.RandomState(seed).permutation(len(new))
-    return folds | {new[i]: missing[k] if k < len(missing) else 'train' for k, i in enumerate(order)}
+    for k, i in enumerate(np.random.RandomState(seed).permutation(len(new))):
+        folds[new[i]] = missing[k] if k < len(missing) else 'train'
+    return folds
 
+
+# Script
 
 def get_parser():
-    parser = Parser('Convert a folder of video files and of folders of frames for --dataset folder: OUT/train, OUT/val and '
-                    'OUT/test, split at random by video.')
+    parser = Parser('Convert video files and folders of frames for --dataset folder: OUT/train, '
+                    'OUT/val and OUT/test, split by video at random.')
     parser.add_argument('--data_dir', required=True, help='folder of your videos')
-    parser.add_argument('--out_dir', required=True, help='folder of the result, for --data_dir of train.py and test.py')
-    parser.add_argument('--image_size', type=positive_int, default=64, help='width and height of frames (the model takes 64)')
+    parser.add_argument('--out_dir', required=True,
+                        help='output folder, the --data_dir of train.py and test.py')
+    add_size_option(parser)
     parser.add_argument('--gray', action='store_true', help='one channel instead of three')
-    parser.add_argument('--val', type=number(float, 0, 1), default=0.05, help='share of the videos for validation; at least one')
-    parser.add_argument('--test', type=number(float, 0, 1), default=0.1, help='share of the videos for the test; at least one')
-    parser.add_argument('--seed', type=seed, default=42, help='of the split')
+    share = number(float, 0, 1)
+    parser.add_argument('--val', type=share, default=0.05,
+                        help='fraction of videos for validation; at least one video')
+    parser.add_argument('--test', type=share, default=0.1,
+                        help='fraction of videos for testing; at least one video')
+    parser.add_argument('--seed', type=seed, default=42, help='seed of the split')
     return parser
 
 
@@ -131,30 +176,29 @@ def main(argv=None):
     args = get_parser().parse_args(argv)
     folder = Path(args.data_dir)
     if not folder.is_dir():
-        raise UserError(f'--data_dir {folder} is not a folder; name the one with your videos')
-    sources = {}
-    for path in find_sources(folder):
-        name = get_name(path, folder)
-        if name in sources:
-            raise UserError(f'{path} and {sources[name]} would both be called {name}; rename one')
-        sources[name] = path
+        raise UserError(f'--data_dir {folder} is not a folder; use the one with your videos')
+    sources = find_sources(folder)
     if len(sources) < 3:
-        raise UserError(f'--data_dir {folder} holds {len(sources)} videos (files {", ".join(sorted(VIDEOS))}, or folders of pictures); '
-                        'at least 3 are needed, for training, validation and test')
-    out = Path(args.out_dir)
-    make_folder(out, '--out_dir')
-    with converting(out, {'image_size': args.image_size, 'gray': args.gray}):  # the split too belongs to one call at a time
+        raise UserError(f'--data_dir {folder} has {len(sources)} videos (files '
+                        f'{", ".join(sorted(VIDEOS))}, or folders of images); at least 3 are '
+                        'needed, for training, validation and testing')
+    out = make_folder(args.out_dir, '--out_dir')
+    # The lock covers the split too
+    with converting(out, {'image_size': args.image_size, 'gray': args.gray}):
         before = read_split(out / 'split.json')
         folds = split(list(sources), args.val, args.test, args.seed, before)
         if 'train' not in folds.values():
-            raise UserError(f'--val {args.val} and --test {args.test} leave none of {len(sources)} videos for training; give smaller shares')
-        write_json(out / 'split.json', before | folds)  # before the first video: the split stays when more videos come
+            raise UserError(f'--val {args.val} and --test {args.test} leave none of '
+                            f'{len(sources)} videos for training; use smaller fractions')
+        write_json(out / 'split.json', before | folds)  # of removed videos too: they may return
         reader = functools.partial(read, image_size=args.image_size, gray=args.gray)
-        jobs = [Job(source, out / folds[name] / f'{name}.npy', reader, write_array) for name, source in sources.items()]
+        jobs = [Job(source, out / folds[name] / f'{name}.npy', reader, write_array)
+                for name, source in sources.items()]
         code = run_locked(jobs, ThreadPoolExecutor(cores()))
     for fold in FOLDS:
         if not any((out / fold).glob('*.npy')):
-            raise UserError(f'{out}/{fold} has no video; mend those that are unreadable or add some, and run again')
+            raise UserError(f'{out}/{fold} has no videos; repair unreadable ones or add more, and '
+                            'run again')
     return code
 
 

@@ -5,25 +5,34 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # called by its path, as published
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run by path
 
-from parsing import Parser, positive_int
 from data.kth import CLASSES
 from files import UserError, cores, run_script
-from preprocessing.convert import Job, decode, run_jobs, write_array, write_pngs
+from parsing import positive_int
+from preprocessing.convert import (
+    Job,
+    add_layout_option,
+    add_size_option,
+    dataset_parser,
+    decode,
+    run_jobs,
+    write_array,
+    write_pngs,
+)
 
-
-FRAME_RATE = 25  # frames a second
-MOST = 20_000  # frames: 13 minutes, far more than any video of KTH has
+FRAME_RATE = 25  # frames per second
+MAX_FRAMES = 20_000  # 13 minutes, far more than any video of KTH
 
 
 def read(source, image_size, frame_rate, *options):
-    """Frames of a video at the frame rate and size, resized by ffmpeg's default scaler: uint8 (T, image_size, image_size, 3)."""
-    return decode(source, '-r', str(frame_rate), '-s', f'{image_size}x{image_size}', *options, most=MOST)
+    """Frames at a rate and size, resized by ffmpeg: uint8 (T, image_size, image_size, 3)."""
+    return decode(source, '-r', str(frame_rate), '-s', f'{image_size}x{image_size}', *options,
+                  max_frames=MAX_FRAMES)
 
 
 def write(target, frames):
-    """The loader uses the first channel only: only that is kept."""
+    """Write the first channel, the only one that is used."""
     write_array(target, frames[..., 0])
 
 
@@ -32,29 +41,31 @@ def write_published(target, frames):
 
 
 def get_parser():
-    parser = Parser('Convert the videos DIR/raw/<class>/*.avi to DIR/processed_<image_size>/<class>/.')
-    parser.add_argument('--data_dir', required=True, help='folder of the dataset')
-    parser.add_argument('--image_size', type=positive_int, default=64, help='width and height of frames')
-    parser.add_argument('--frame_rate', type=positive_int, default=FRAME_RATE, help='frames a second')
-    parser.add_argument('--layout', choices=['array', 'published'], default='array',
-                        help='one .npy a video, or, as published, a folder of PNG frames a video')
+    parser = dataset_parser('Convert the videos DIR/raw/<class>/*.avi to '
+                            'DIR/processed_<image_size>/<class>/.')
+    add_size_option(parser)
+    parser.add_argument('--frame_rate', type=positive_int, default=FRAME_RATE,
+                        help='frames per second')
+    add_layout_option(parser, 'a folder of PNG frames')
     return parser
 
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
     folder = Path(args.data_dir)
-    target = folder / f'processed_{args.image_size}'
     suffix, writer = ('.npy', write) if args.layout == 'array' else ('', write_published)
+    reader = functools.partial(read, image_size=args.image_size, frame_rate=args.frame_rate)
     jobs = []
     for name in CLASSES:
         sources = sorted((folder / 'raw' / name).glob('*.avi'))
         if not sources:
-            raise UserError(f'{folder}/raw/{name} has no videos as person01_{name}_d1_uncomp.avi; get them with: '
-                            f'bash preprocessing/kth/download.sh {folder}')
-        jobs += [Job(s, target / name / (s.stem.removesuffix('_uncomp') + suffix),
-                     functools.partial(read, image_size=args.image_size, frame_rate=args.frame_rate), writer) for s in sources]
-    return run_jobs(jobs, ThreadPoolExecutor(cores()), {'frame_rate': args.frame_rate})  # ffmpeg is the work, and a process of its own
+            raise UserError(f'{folder}/raw/{name} has no videos as person01_{name}_d1_uncomp.avi; '
+                            f'download them with: bash preprocessing/kth/download.sh {folder}')
+        target = folder / f'processed_{args.image_size}' / name
+        jobs += [Job(source, target / (source.stem.removesuffix('_uncomp') + suffix), reader,
+                     writer) for source in sources]
+    # Threads suffice: ffmpeg, in processes of its own, does the work
+    return run_jobs(jobs, ThreadPoolExecutor(cores()), {'frame_rate': args.frame_rate})
 
 
 if __name__ == '__main__':

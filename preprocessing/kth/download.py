@@ -2,20 +2,20 @@
 
 import shlex
 
-from parsing import Parser
+from data.kth import CLASSES
 from files import make_folder, run_script
-from preprocessing.download import fetch, remove_empty, unzip
+from parsing import Parser
+from preprocessing.download import install, unzip
 
 URL = 'http://www.csc.kth.se/cvap/actions/'
 N_VIDEOS = 599
-CLASSES = ['boxing', 'handclapping', 'handwaving', 'jogging', 'running', 'walking']
 
 
 def get_parser():
-    parser = Parser('Download the videos of KTH to DIR/raw/<class>. What is there is not downloaded again, and a '
-                    'broken download is continued.')
+    parser = Parser('Download the videos of KTH to DIR/raw/<class>. Existing videos are kept, '
+                    'interrupted downloads resumed.')
     parser.add_argument('data_dir', metavar='DIR', help='folder of the dataset; created')
-    parser.add_argument('--url', default=URL, help='address of the folder with <class>.zip, for mirrors')
+    parser.add_argument('--url', default=URL, help='folder of <class>.zip, for mirrors')
     return parser
 
 
@@ -23,16 +23,14 @@ def main(argv=None):
     args = get_parser().parse_args(argv)
     folder = make_folder(args.data_dir, 'DIR')
     for name in CLASSES:
-        target, archive = folder / 'raw' / name, folder / f'{name}.zip'
+        target = folder / 'raw' / name
         if any(target.glob('*.avi')):
-            print(f'{target} is there', flush=True)
-            continue
-        remove_empty(target)
-        fetch(f'{args.url.rstrip("/")}/{name}.zip', archive)
-        unzip(archive, target)
-        archive.unlink()
-    n = sum(1 for _ in folder.glob('raw/*/*.avi'))
-    print(f'{folder / "raw"}: {n:,} videos of {len(CLASSES)} classes{f" (the whole set has {N_VIDEOS})" if n != N_VIDEOS else ""}; next: '
+            print(f'{target} exists already', flush=True)
+        else:
+            install(f'{args.url.rstrip("/")}/{name}.zip', folder / f'{name}.zip', target, unzip)
+    n = len(list(folder.glob('raw/*/*.avi')))
+    missing = '' if n == N_VIDEOS else f' (of {N_VIDEOS} in the whole dataset)'
+    print(f'{folder / "raw"}: {n:,} videos of {len(CLASSES)} classes{missing}; next: '
           f'python preprocessing/kth/convert.py --data_dir {shlex.quote(args.data_dir)}')
 
 
