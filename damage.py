@@ -17,7 +17,8 @@ from files import UserError, make_folder, progress_bar, reading, replacing_resul
 from metrics import PSNR, SSIM
 from pictures.network import NetworkPicture
 from preprocessing.convert import find_ffmpeg
-from sampling import Futures, draw_noise, quantise
+from metrics.scoring import quantise
+from sampling import Futures, draw_noise
 from checkpoint import load_model
 from utils import describe, get_device, stream_rng, to_video
 

@@ -28,7 +28,7 @@ from metrics.summary import count, finite, score_lines, summary
 from model import build_model
 from pictures import frames as pictures
 from sampling import Chunk, Futures, draw_noise
-from utils import describe
+from utils import describe, require_memory
 
 N_RANDOM = 5  # samples saved as random_1.npz …
 RESULTS = ['results.json', 'results.npz', f'random_[1-{N_RANDOM}].npz', 'cond_rec.npz',
@@ -83,6 +83,7 @@ def prepare(args, config, world):
     if n_videos < world.size:
         raise UserError(f'{n_videos} videos cannot be shared by {world.size} processes; '
                         'start fewer')
+    check_memory(args, config, device, n_videos)
     model, digest = get_model(args, config, device)
     fvd = None
     if args.fvd:
@@ -91,6 +92,14 @@ def prepare(args, config, world):
         fvd = metrics.fvd.FVD(embed, args.fvd_samples)
     protocol = get_protocol(args, config, scorer, digest, fvd)
     return Task(args, scorer, model, fvd, protocol)
+
+
+def check_memory(args, config, device, n_videos):
+    """Check a lower bound of what the samples of a batch, and all saved frames, need."""
+    videos = min(args.batch_size, n_videos)
+    numbers = config.nz + config.ny * args.n_euler_steps
+    require_memory(4 * videos * args.n_samples * args.nt_gen * numbers, device,
+                   'use a smaller --batch_size, --n_samples or --nt_gen')
 
 
 def get_model(args, config, device):
@@ -132,9 +141,11 @@ def facts(task):
 
 def open_results(stack, task):
     """Folder for results, which replace earlier ones in --out_dir when the stack is closed."""
-    out_dir = make_folder(task.args.out_dir, '--out_dir')
-    folder = stack.enter_context(replacing_results(out_dir, RESULTS))
-    if not task.args.overwrite:
+    args = task.args
+    out_dir = make_folder(args.out_dir, '--out_dir')
+    folder = stack.enter_context(replacing_results(
+        out_dir, RESULTS, 'results.json', args.overwrite))
+    if not args.overwrite:
         try:
             check_earlier(task)
         except UserError as error:
@@ -207,7 +218,9 @@ def predictor(task):
 
     def predict(indices, x):
         noise = draw_noise(task.model, args.test_seed, 'test', indices, args.n_samples, args.nt_gen)
-        return Futures(task.model, x, nt, noise, args.n_euler_steps, chunk=chunk)
+        futures = Futures(task.model, x, nt, noise, args.n_euler_steps, chunk=chunk)
+        futures.check_states()
+        return futures
     return predict
 
 
@@ -242,8 +255,8 @@ def evaluate_part(task, part, bar):
     batches = task.scorer.batches(part, predictor(task), n_random, bar.update)
     for indices, truth, batch_scores, frames in batches:
         if any(np.isnan(score).any() for score in batch_scores.values()):
-            raise UserError(f'{args.model_name} predicts NaN: its weights are damaged; '
-                            'use another checkpoint')
+            raise UserError(f'{args.model_name} predicts NaN: its activations grow beyond '
+                            'float32; use another checkpoint')
         scores.append(batch_scores)
         bar.set_postfix({name: f'{s.mean():.4f}' for name, s in concatenate(scores).items()})
         if task.fvd is not None:
@@ -279,7 +292,9 @@ def write_scores(folder, scores, task):
     has_earlier = any(path for pattern in RESULTS for path in out_dir.glob(pattern))
     for place in [folder] if has_earlier else [out_dir, folder]:
         write_npz(place / 'results.npz', **scores)
-        write_json(place / 'results.json', {'scores': finite(table), 'protocol': task.protocol})
+        write_json(place / 'results.json', {
+            'scores': finite(table), 'protocol': task.protocol,
+            'files': ['results.json', 'results.npz']})  # so far
 
 
 def draw_pictures(folder, samples, task):

@@ -100,11 +100,21 @@ class Futures:
         self.cond = model.condition(x)
         noise = Noise(*(part.to(x.device) for part in noise))
         self.y_given, self.y = model.predict(self.cond, nt, noise, n_euler_steps, between)
+        self.n = (n_euler_steps or model.n_euler_steps) if between else 1  # states per frame
         self.chunk = chunk or Chunk(model)
         self._decoder = FrozenDecoder(model.decoder, self.cond.w, self.cond.skips)
 
     def __len__(self):
         return self.y.shape[1]
+
+    def check_states(self):
+        """Raise a UserError if states are not finite, although weights are."""
+        for first, y in ((0, self.y_given), (len(self.y_given), self.y[self.n - 1::self.n])):
+            bad = (~y.isfinite()).flatten(1).any(1).nonzero()
+            if len(bad):
+                raise UserError(f'the states of the model grow beyond float32 at frame '
+                                f'{first + bad[0].item()}; predict fewer frames (--nt_gen), '
+                                'or train the model for longer')
 
     def _decode(self, y):
         return self.chunk.decode(self._decoder, y)

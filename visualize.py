@@ -18,7 +18,8 @@ from model import Noise
 from pictures.frames import Heading
 from preprocessing.convert import find_ffmpeg
 from preprocessing.video import read_video
-from sampling import Best, Chunk, Futures, draw_noise, quantise
+from metrics.scoring import Best, quantise
+from sampling import Chunk, Futures, draw_noise
 from checkpoint import load_model
 from utils import get_device, to_video
 

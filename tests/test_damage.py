@@ -31,7 +31,8 @@ from damage import DRAW, Weights, choose_entries, draw_damage
 from files import UserError, replacing_results
 from metrics.frame import psnr, ssim
 from model import build_model
-from sampling import Futures, draw_noise, quantise
+from metrics.scoring import quantise
+from sampling import Futures, draw_noise
 from checkpoint import load_weights
 from utils import to_video
 

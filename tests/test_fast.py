@@ -16,9 +16,10 @@ from args import parse_train
 from files import UserError
 from metrics import PSNR, SSIM
 from metrics.lpips import LPIPS
+from metrics.scoring import evaluate_batch
 from model import Noise, build_model, loss
 from module import FrozenDecoder, conv_transpose_to_one_channel, upsampling_kernel
-from sampling import Chunk, Futures, draw_noise, evaluate_batch
+from sampling import Chunk, Futures, draw_noise
 from tests import plain
 
 SIZES = [(1, 1), (1, 3), (2, 3), (3, 1)]  # T, B

@@ -27,7 +27,8 @@ from preprocessing.folder import convert as folder_convert
 from preprocessing.human import convert as human_convert
 from preprocessing.kth import convert as kth_convert
 from preprocessing.video import read_video as read_given
-from sampling import Chunk, Futures, draw_noise, quantise
+from metrics.scoring import quantise
+from sampling import Chunk, Futures, draw_noise
 from test_datasets import encode
 from checkpoint import load_weights
 from utils import to_video

@@ -1,6 +1,7 @@
 """A training run: steps, validation, logs and checkpoints."""
 
 import contextlib
+import itertools
 import math
 import signal
 import statistics
@@ -223,18 +224,20 @@ class Trainer:
         batches = chunks(world.part(len(scores)), c.batch_size_test)
         # The last process has the most; all look for a signal as often
         rounds = -(-len(world.part(len(scores), world.size - 1)) // c.batch_size_test)
-        loader = iter(make_loader(self.val_stream, batches, min(c.n_workers, 1)))
-        for i in progress_bar(range(rounds), 'validation', leave=False, unit='batch',
-                              disable=None if world.main else True):
-            self.stopped = any(world.sum([stop.received is not None]))
-            if self.stopped:
-                raise Stopped
-            if i < len(batches):
-                videos, x = batches[i], to_video(next(loader), self.device)
+        bar = progress_bar(range(rounds), 'validation', leave=False, unit='batch',
+                           disable=None if world.main else True)
+        with make_loader(self.val_stream, batches, min(c.n_workers, 1)) as loader:
+            for _, item in itertools.zip_longest(bar, zip(batches, loader)):
+                self.stopped = any(world.sum([stop.received is not None]))
+                if self.stopped:
+                    raise Stopped
+                if item is None:  # this process has fewer batches than the last one
+                    continue
+                videos, x = item[0], to_video(item[1], self.device)
                 noise = draw_noise(self.model, c.seed, 'val', videos, c.n_samples_test,
                                    c.seq_len_test)
-                scores[videos.start:videos.stop] = validation_psnr(self.model, x, c.nt_cond, noise,
-                                                                   chunk)
+                scores[videos.start:videos.stop] = validation_psnr(
+                    self.model, x, c.nt_cond, noise, chunk)
         return scores
 
     # The run
@@ -250,9 +253,9 @@ class Trainer:
         with StopSignal(self.world) as stop, \
                 RunLog(self.folder, self.step, self.validated, main) as log, \
                 progress_bar(total=self.n_steps, initial=self.step, unit='step', smoothing=0.05,
-                             disable=not main) as bar:
+                             disable=not main) as bar, self.make_train_loader() as loader:
             try:
-                self.loop(stop, log, bar)
+                self.loop(iter(loader), stop, log, bar)
             except Stopped:
                 self.save_state()
                 return stop.received or signal.SIGTERM  # sent to another process
@@ -261,10 +264,9 @@ class Trainer:
                 raise
         return None
 
-    def loop(self, stop, log, bar):
+    def loop(self, batches, stop, log, bar):
         """Take the remaining steps, with validations, logs and states when they are due."""
-        c = self.config
-        batches, clock = iter(self.make_train_loader()), Clock(self.step)
+        c, clock = self.config, Clock(self.step)
         while True:
             self.save_due_state()  # before the validation too, which may take long
             if self.is_due(c.val_interval) and self.validated != self.step:
