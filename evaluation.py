@@ -143,14 +143,13 @@ def open_results(stack, task):
     """Folder for results, which replace earlier ones in --out_dir when the stack is closed."""
     args = task.args
     out_dir = make_folder(args.out_dir, '--out_dir')
-    folder = stack.enter_context(replacing_results(
-        out_dir, RESULTS, 'results.json', args.overwrite))
     if not args.overwrite:
         try:
             check_earlier(task)
         except UserError as error:
             raise UserError(f'{error}; use another --out_dir, or --overwrite') from None
-    return folder
+    return stack.enter_context(replacing_results(
+        out_dir, RESULTS, 'results.json', args.overwrite))
 
 
 def check_earlier(task):

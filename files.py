@@ -189,9 +189,9 @@ def exclusive(path, message):
 
     The lock file `path` is removed at the end. A killed process releases its lock.
     """
-    lock = FileLock(path)
+    lock = FileLock(path)  # waits a second: workers of a killed process may hold it till they end
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1, poll_interval=0.1)
     except Timeout:
         raise UserError(message) from None
     except (OSError, NotImplementedError) as error:  # no permission, or no locks on this disk

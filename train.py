@@ -181,7 +181,7 @@ def train(trainer, config, world):
               'continue with --resume', file=sys.stderr)
         return 1
     except WriteError as error:
-        again = ' and continue with --resume' if trainer.step > 0 or config.resume else ''
+        again = ', then continue with --resume' if trainer.step > 0 or config.resume else ''
         raise UserError(f'{error}{again}') from None
     finally:
         if trainer.step == 0 and world.main and not config.resume:

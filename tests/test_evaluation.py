@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 from test_metrics import random_backbone
 
 import evaluation
 import train
 from args import load_config
-from checkpoint import load_model, load_weights
+from checkpoint import load, load_model, load_weights, save
+from conftest import ROOT
 from data import load_test
 from files import UserError, replacing_results, sha256, write_npz
 from metrics.frame import psnr, ssim
@@ -161,6 +161,8 @@ def test_fewer_samples_and_other_lengths(run_dir, data_dir, tmp_path):
     ours = 'random_5.npz', 'lpips_best.npz', 'pictures/video_0009.gif'
     for name in (*ours, 'notes_best.npz'):
         (tmp_path / name).touch()
+    record = {'scores': {}, 'protocol': {}, 'files': ours}
+    (tmp_path / 'results.json').write_text(json.dumps(record))
     evaluate(run_dir, data_dir, tmp_path, '--n_samples', '2', '--nt_gen', '7', '--nt_cond', '4',
              '--n_euler_steps', '3', '--model_name', 'model_best.pt', '--n_pictures', '1')
     assert sorted(p.name for p in tmp_path.glob('random*')) == ['random_1.npz', 'random_2.npz']
@@ -173,6 +175,23 @@ def test_fewer_samples_and_other_lengths(run_dir, data_dir, tmp_path):
     protocol = results(tmp_path)['protocol']
     assert (protocol['n_euler_steps'], protocol['samples']) == (3, 2)
     assert (protocol['checkpoint'], protocol['lpips_version']) == ('model_best.pt', None)
+
+
+def test_files_of_the_user_stay(run_dir, data_dir, tmp_path):
+    (tmp_path / 'pictures').mkdir()
+    mine = [tmp_path / 'random_1.npz', tmp_path / 'pictures' / 'video_1_mine.png']
+    for path in mine:
+        path.write_text('mine')
+    with pytest.raises(UserError, match=r'(random_1.npz|video_1_mine.png) is not listed as a '
+                                        r'result in .*results.json; move it, .* or --overwrite'):
+        evaluate(run_dir, data_dir, tmp_path)
+    assert contents(tmp_path) == {path: b'mine' for path in mine}
+    evaluate(run_dir, data_dir, tmp_path, '--overwrite')
+    assert 'random_1.npz' in results(tmp_path)['files'] and not mine[1].exists()
+    evaluate(run_dir, data_dir, tmp_path)  # replaces what is listed
+    mine[1].write_text('mine')
+    with pytest.raises(UserError, match='video_1_mine.png is not listed'):
+        evaluate(run_dir, data_dir, tmp_path)
 
 
 def fail_on_samples(monkeypatch, error):
@@ -262,10 +281,19 @@ def test_printed_files_exist(run_dir, data_dir, tmp_path, capsys):
 def test_evaluation_does_not_stop_training_in_the_same_folder(run_dir, tmp_path):
     """Neither a running evaluation nor a killed one, by the files that it has there."""
     folder = shutil.copytree(run_dir, tmp_path / 'run')
-    with replacing_results(folder, evaluation.RESULTS) as partial:
-        (partial / 'results.json').touch()
+    with replacing_results(folder, evaluation.RESULTS, 'results.json') as partial:
+        (partial / 'results.json').write_text('{}')
         assert train.main(['--resume', '--save_path', str(folder)]) == 0
         assert (partial / 'results.json').exists()
+
+
+def test_states_beyond_float32_are_told_from_damaged_weights(run_dir, data_dir, tmp_path):
+    shutil.copy(run_dir / 'config.json', tmp_path)
+    weights = load(run_dir / 'model.pt')
+    weights['dynamics.module.3.1.bias'][:] = 1e38
+    save(tmp_path / 'model.pt', weights)
+    with pytest.raises(UserError, match='the states of the model grow beyond float32 at frame 4;'):
+        evaluate(tmp_path, data_dir, tmp_path / 'out')
 
 
 def test_one_sample_is_the_best_and_the_worst(run_dir, data_dir, tmp_path, monkeypatch):
@@ -371,7 +399,7 @@ def test_colour_pictures(tmp_path):
 @pytest.mark.parametrize('more, message', [
     (['--nt_gen', '3'], '--nt_gen 3 leaves no frame to predict after the 3 conditioning frames'),
     (['--nt_cond', '1'], '--nt_cond 1 is less than the 2 frames'),
-    (['--nt_gen', '9'], 'videos of 8 frames, but --nt_gen 9'),
+    (['--nt_gen', '9'], 'videos of 8 frames, fewer than --nt_gen 9'),
     (['--n_videos', '501'], 'the test set has 500'),
     (['--model_name', 'none.pt'], 'none.pt does not exist'),
     (['--device', '99'], 'CUDA devices found'),
@@ -417,7 +445,7 @@ def test_weights_of_another_model_and_damaged_ones(run_dir, data_dir, tmp_path):
     fails(weights, 'does not fit the configuration: .* the first is decoder.first_upconv.0.weight')
     (tmp_path / 'config.json').write_text(json.dumps(config))
     for value, message in (
-            (bias * float('nan'), 'model.pt predicts NaN: its weights are damaged'),
+            (bias * float('nan'), 'model.pt: w_inf.0.bias has values that are not finite; use other'),
             (bias.to_sparse(), 'not a readable weights file .w_inf.0.bias is a sparse'),
             (bias.to('meta'), 'is a sparse, meta'), (bias + 1j, 'quantised or complex tensor'),
             (bias.long(), 'of another shape or type, the first is w_inf.0.bias')):
