@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import re
-import sys
 
 import configargparse
 import yaml
@@ -137,10 +136,3 @@ def add_device_option(parser, several=False):
         text += '; under torchrun, one per process on the machine'
     parser.add_argument('--device', type=device, metavar='N', nargs='+' if several else None,
                         help=text)
-
-
-def answer_help(get_parser):
-    """If the command line asks for --help, print it and exit."""
-    if {'-h', '--help'} & set(sys.argv[1:]):
-        get_parser().print_help()
-        sys.exit()

@@ -17,7 +17,7 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parent.parent
 
 _context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload(['train', 'test', 'tensorboardX'])
+_context.set_forkserver_preload(['training.job', 'evaluation'])
 
 
 def _main(script, argv, env, out, err):

@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, steps
 
 import damage
 import export
@@ -16,7 +15,9 @@ import test as evaluation_script
 import train
 from args import parse_train, preset_config
 from checkpoint import load, save
+from conftest import ROOT, TINY, steps
 from files import MAX_MESSAGE, UserError, check_archive, run_script
+from training import job
 
 
 def flip(path, rng):
@@ -173,7 +174,7 @@ def test_presets_need_far_less_than_a_small_machine(monkeypatch):
     import utils
     monkeypatch.setattr(utils, 'memory_of', lambda device: 8e9)
     for preset in ('smmnist', 'kth', 'human', 'bair'):
-        train.check_memory(preset_config(preset), torch.device('cpu'), distributed.World())
+        job.check_memory(preset_config(preset), torch.device('cpu'), distributed.World())
 
 
 # Outputs and logs
