@@ -47,14 +47,11 @@ def load_clip(config, data_dir, name, t_0, nt):
     video = find_converted(Path(data_dir) / CONVERTED[config.dataset].format(nx=config.nx), name)
     step = config.subsampling if config.dataset == 'human' else 1
     span = (nt - 1) * step + 1
-    last = len(video) - span
-    if t_0 > last:
-        advice = 'give a smaller --nt_gen'
-        if last >= 0:
-            advice = f'give a first frame (--t_0) of at most {last}'
-        raise UserError(f'{video.path} has {len(video)} frames, but the clip covers {span} from '
-                        f'frame {t_0} on; {advice}')
     check_videos([video], config.nx, config.nc, span)
+    if t_0 + span > len(video):
+        raise UserError(f'{video.path} has {len(video)} frames, but the clip covers {span} from '
+                        f'frame {t_0} on; give a first frame (--t_0) of at most '
+                        f'{len(video) - span}')
     return np.array(video.clip(t_0, nt, step)[..., :config.nc])  # a copy of the memory map
 
 
@@ -64,11 +61,11 @@ def find_converted(root, name):
     video = find_video(path.parent, path.name)
     if video is not None:
         return video
-    names = map(without_extension, sorted(p.name for p in path.parent.glob('*')))
-    similar = [f', such as {Path(name).with_name(near)}'
-               for near in difflib.get_close_matches(path.name, names, 1, 0)]
+    names = [without_extension(p.name) for p in path.parent.glob('*')]
+    example = ''.join(f', such as {Path(name).with_name(near)}'
+                      for near in difflib.get_close_matches(path.name, names, 1, 0))
     raise UserError(f'{path} does not exist as .npy, .npz or folder of frames; '
-                    f'give the path of a converted video below {root}{"".join(similar)}')
+                    f'give the path of a converted video below {root}{example}')
 
 
 def without_extension(name):

@@ -81,9 +81,9 @@ def check_frames(videos, nx, nc):
     for video in videos:
         H, W, C = (*video.frame_shape, 1)[:3]
         if (H, W) != (nx, nx) or C < nc:
-            found = 'x'.join(map(str, video.frame_shape))
-            raise UserError(f'{video.path} has frames {found}, but {nx}x{nx} with --nc {nc} is '
-                            'needed; convert the videos again, or use the right --nc')
+            raise UserError(f'{video.path} has frames {"x".join(map(str, video.frame_shape))}, but '
+                            f'{nx}x{nx} with --nc {nc} is needed; convert the videos again, or use '
+                            'the right --nc')
 
 
 def describe_short(videos, span):

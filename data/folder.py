@@ -18,10 +18,9 @@ def find_converted(data_dir, fold, nc):
     for video in videos:
         channels = (*video.frame_shape, 1)[2]
         if channels != nc:
-            s = '' if channels == 1 else 's'
             gray = 'with' if nc == 1 else 'without'
-            raise UserError(f'{video.path} has {channels} channel{s}; use --nc {channels}, '
-                            f'or convert again {gray} --gray')
+            raise UserError(f'{video.path} was converted for --nc {channels}; use that, or convert '
+                            f'again {gray} --gray')
     return videos
 
 

@@ -30,13 +30,11 @@ def load_test(config, data_dir, nt):
     Its files test_<i>.npz include the frames that subsampling leaves out.
     """
     step = config.subsampling
-    name = f'test_set_<frames>_{step}'
     folder, _ = shortest_set(
-        Path(data_dir), name, nt,
+        Path(data_dir), f'test_set_<frames>_{step}', nt,
         f'python preprocessing/human/make_test_set.py --data_dir {data_dir} '
         f'--seq_len {max(nt, 53)} --subsampling {step}')
-    n = max(1, len(list(folder.glob('test_*.npz'))))
-    paths = [folder / f'test_{i}.npz' for i in range(n)]
+    paths = [folder / f'test_{i}.npz' for i in range(len(list(folder.glob('test_*.npz'))) or 1)]
     for path in paths:
         if not path.exists():
             raise UserError(f'{path} is missing; remove {folder} and make the test set again')

@@ -235,8 +235,8 @@ def test_set_name(deterministic, digits, n_digits, frame_size):
 
 def load_test(config, data_dir, nt):
     """Test set of a configuration, first `nt` frames."""
-    name = test_set_name(config.deterministic, config.digits, config.ndigits, config.nx)
-    path = Path(data_dir) / name
+    path = Path(data_dir) / test_set_name(config.deterministic, config.digits, config.ndigits,
+                                          config.nx)
     command = make_command(config, data_dir, nt)
     if not path.exists():
         raise UserError(f'the test set {path} does not exist; make it with: {command}')
@@ -244,9 +244,7 @@ def load_test(config, data_dir, nt):
     with reading(path, 'is not a test set of Moving MNIST', f'make it again with: {command}'), \
             np.load(path, allow_pickle=False) as arrays:
         sequences = arrays['sequences']
-        fastest = 0  # unknown
-        if 'latents' in arrays.files:
-            fastest = int(abs(arrays['latents'][..., 2:]).max())
+        fastest = int(abs(arrays['latents'][..., 2:]).max()) if 'latents' in arrays.files else 0
     shape = sequences.shape
     if sequences.dtype != np.uint8 or len(shape) != 4 or shape[2:] != (config.nx, config.nx) \
             or not shape[1]:
@@ -264,13 +262,7 @@ def load_test(config, data_dir, nt):
 
 def make_command(config, data_dir, nt):
     """Command that makes the test set of a configuration."""
-    command = (f'python -m preprocessing.mmnist.make_test_set --data_dir {data_dir} '
-               f'--seq_len {max(nt, 25)}')
-    if config.deterministic:
-        command += ' --deterministic'
-    for option, value, default in (('digit_source', config.digits, 'mnist'),
-                                   ('digits', config.ndigits, 2),
-                                   ('max_speed', config.max_speed, 4)):
-        if value != default:
-            command += f' --{option} {value}'
-    return command
+    deterministic = '--deterministic ' if config.deterministic else ''
+    return (f'python -m preprocessing.mmnist.make_test_set --data_dir {data_dir} {deterministic}'
+            f'--seq_len {max(nt, 25)} --digit_source {config.digits} --digits {config.ndigits} '
+            f'--max_speed {config.max_speed}')

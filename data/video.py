@@ -7,6 +7,7 @@ import re
 import zipfile
 
 import numpy as np
+from numpy.lib import format as npy
 from PIL import Image
 
 from files import UserError, reading
@@ -17,10 +18,8 @@ AGAIN = 'convert the video again'
 def _read_header(path, f, size):
     """Shape of the uint8 array in a `.npy` stream of `size` bytes; `f` is left at its data."""
     with reading(path, 'is not a NumPy array', AGAIN):
-        version = np.lib.format.read_magic(f)
-        read = np.lib.format.read_array_header_2_0
-        if version == (1, 0):
-            read = np.lib.format.read_array_header_1_0
+        version = npy.read_magic(f)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = read(f)
     is_shape = len(shape) in (3, 4) and all(type(n) is int and n >= 0 for n in shape)
     if dtype != np.uint8 or fortran or not is_shape:

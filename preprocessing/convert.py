@@ -1,4 +1,4 @@
-"""Common parts of the converters: decoding, atomic writing, parallel jobs, a summary."""
+"""Common parts of the scripts: options, decoding, atomic writing, parallel conversion."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ from files import (
     replacing_folder,
     write_json,
 )
-from parsing import Parser, positive_int
+from parsing import Parser, positive_int, seed
 
 
 class Unreadable(Exception):
@@ -37,6 +37,16 @@ def dataset_parser(description):
     """Parser with `--data_dir`."""
     parser = Parser(description)
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
+    return parser
+
+
+def clips_parser(description, seq_len):
+    """Parser with the options of a test set of clips, by default of `seq_len` frames."""
+    parser = dataset_parser(description)
+    parser.add_argument('--size', type=positive_int, default=1000, help='number of clips')
+    parser.add_argument('--seq_len', type=positive_int, default=seq_len,
+                        help='frames per clip, after subsampling if any')
+    parser.add_argument('--seed', type=seed, default=42, help='seed of the draws')
     return parser
 
 

@@ -35,11 +35,9 @@ def read_video(path, config, t_0, nt):
     path = Path(path)
     if not path.exists():
         raise UserError(f'--video {path} does not exist; name a video file, or a folder of images')
+    read = read_kth if config.dataset == 'kth' else read_frames
     try:
-        if config.dataset == 'kth':
-            frames, note = read_kth(path, config.nx, t_0 + nt)
-        else:
-            frames, note = read_frames(path, config, t_0 + nt)
+        frames, note = read(path, config, t_0 + nt)
     except (Unreadable, OSError) as error:
         raise UserError(f'--video {path} cannot be read as a video of {config.dataset} ({error}); '
                         'name another one') from None
@@ -48,17 +46,17 @@ def read_video(path, config, t_0, nt):
     return frames[t_0:, ..., :config.nc], note
 
 
-def read_kth(path, nx, nt):
+def read_kth(path, config, nt):
     """First nt frames converted like KTH, and a note."""
     if not path.is_dir():
-        return kth.read(path, nx, kth.FRAME_RATE, '-frames:v', str(nt))
+        return kth.read(path, config.nx, kth.FRAME_RATE, '-frames:v', str(nt))
     frames = []
-    for image in find_images(path)[:nt]:
+    for image in folder.find_images(path)[:nt]:
         try:  # ffmpeg resizes images too; of animated ones, it takes the first frame
-            frame, _ = decode(image, '-s', f'{nx}x{nx}', '-frames:v', '1')
+            size = f'{config.nx}x{config.nx}'
+            frames.append(decode(image, '-s', size, '-frames:v', '1')[0])
         except Unreadable as error:
             raise Unreadable(f'{image.name}: {error}') from None
-        frames.append(frame)
     return np.concatenate(frames), ''
 
 
@@ -71,14 +69,7 @@ def read_frames(path, config, nt):
         transform = functools.partial(human.cut, image_size=config.nx)
     span = (nt - 1) * step + 1
     if path.is_dir():
-        frames, note = folder.decode_images(find_images(path)[:span], transform)
+        frames, note = folder.decode_images(folder.find_images(path)[:span], transform)
     else:
         frames, note = decode(path, '-frames:v', str(span), transform=transform)
     return frames[::step], note
-
-
-def find_images(path):
-    images = folder.find_images(path)
-    if not images:
-        raise Unreadable(f'a folder without images ({", ".join(sorted(folder.IMAGES))})')
-    return images

@@ -292,13 +292,14 @@ def test_loading_a_test_set(data_dir, run_dir, tmp_path, monkeypatch, capsys):
 
 def test_command_for_a_test_set():
     config = SimpleNamespace(deterministic=False, digits='mnist', ndigits=2, max_speed=4)
-    plain = mmnist.make_command(config, 'DIR', 8)
-    assert plain == 'python -m preprocessing.mmnist.make_test_set --data_dir DIR --seq_len 25'
+    parse = script.get_parser().parse_args
+    command = mmnist.make_command(config, 'DIR', 8)
+    assert command.startswith('python -m preprocessing.mmnist.make_test_set --data_dir DIR ')
+    assert parse(command.split()[3:]) == parse(['--data_dir', 'DIR', '--seq_len', '25'])
     config = SimpleNamespace(deterministic=True, digits='mnist5k', ndigits=3, max_speed=9)
-    command = mmnist.make_command(config, 'DIR', 30)
-    script.get_parser().parse_args(command.split()[3:])
-    assert command.endswith('--seq_len 30 --deterministic --digit_source mnist5k --digits 3 '
-                            '--max_speed 9')
+    args = parse(mmnist.make_command(config, 'DIR', 30).split()[3:])
+    assert (args.deterministic, args.digit_source, args.digits, args.max_speed, args.seq_len) == (
+        True, 'mnist5k', 3, 9, 30)
 
 
 WHOLE = np.zeros((6, 2, 64, 64), np.uint8)

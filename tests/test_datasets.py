@@ -736,7 +736,8 @@ def test_unsuitable_videos_are_reported_at_the_start(folder):
         load_train(config('folder', folder, seq_len=21))
     with pytest.raises(UserError, match='has frames 64x64x3, but 32x32 with --nc 3 is needed'):
         load_train(config('folder', folder, nx=32))
-    with pytest.raises(UserError, match='3 channels; use --nc 3, or convert again with --gray'):
+    with pytest.raises(UserError, match='was converted for --nc 3; use that, or convert again '
+                                        'with --gray'):
         load_test(config('folder', folder, nc=1), folder, 8)
 
 
@@ -744,8 +745,8 @@ def test_damaged_arrays_are_reported(tmp_path):
     for fold in ('train', 'val'):
         (tmp_path / fold).mkdir()
         np.save(tmp_path / fold / 'gray.npy', np.zeros((20, 64, 64), np.uint8))
-    with pytest.raises(UserError, match='gray.npy has 1 channel; use --nc 1, or convert again '
-                                        'without --gray'):
+    with pytest.raises(UserError, match='gray.npy was converted for --nc 1; use that, or '
+                                        'convert again without --gray'):
         load_train(config('folder', tmp_path))
     gray = config('folder', tmp_path, nc=1)
     assert load_train(gray)[0].videos

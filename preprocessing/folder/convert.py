@@ -81,8 +81,10 @@ def find_images(folder):
     """Paths of the images in a folder, ordered by the last number in their names, then by name."""
     def order(path):
         return int((re.findall(r'\d+', path.stem) or [-1])[-1]), path.name
-    return sorted((path for path in folder.glob('[!.]*') if path.suffix.lower() in IMAGES),
-                  key=order)
+    paths = [path for path in folder.glob('[!.]*') if path.suffix.lower() in IMAGES]
+    if not paths:
+        raise Unreadable(f'a folder without images ({", ".join(sorted(IMAGES))})')
+    return sorted(paths, key=order)
 
 
 def decode_images(paths, transform):

@@ -16,7 +16,7 @@ from data.clips import check_videos
 from data.human import find_converted
 from files import UserError, progress_bar, replacing_folder, run_script, write_npz
 from parsing import positive_int
-from preprocessing.clips import check_absent, clips_parser
+from preprocessing.convert import clips_parser
 
 
 def draw_clips(lengths, size, span, seed):
@@ -60,7 +60,8 @@ def main(argv=None):
                             'videos are; move it elsewhere')
     check_videos(videos, videos[0].frame_shape[0], 3, span)
     folder = Path(args.data_dir) / f'test_set_{args.seq_len}_{args.subsampling}'
-    check_absent(folder)
+    if folder.exists():
+        raise UserError(f'{folder} exists already; remove it to make the test set again')
     for old in folder.parent.glob(f'.{folder.name}.*.tmp'):  # left by a killed process
         shutil.rmtree(old)
     with replacing_folder(folder) as tmp:

@@ -13,8 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run by path
 from data.clips import check_videos
 from data.kth import CLASSES, TEST_PERSONS, find_converted
 from files import UserError, run_script, write_npz
-from preprocessing.clips import check_absent, clips_parser
-from preprocessing.convert import add_size_option
+from preprocessing.convert import add_size_option, clips_parser
 
 
 def draw_clips(lengths, size, seq_len, seed):
@@ -32,9 +31,7 @@ def draw_clips(lengths, size, seq_len, seed):
     rng = np.random.RandomState(seed)
     clips = []
     for _ in range(size):
-        c = rng.randint(len(CLASSES))
-        person = rng.randint(TEST_PERSONS.start, TEST_PERSONS.stop)
-        trial = rng.randint(1, 5)
+        c, person, trial = rng.randint(len(CLASSES)), rng.randint(21, 26), rng.randint(1, 5)
         clips.append((c, person, trial, rng.randint(lengths(c, person, trial) - seq_len + 1)))
     return clips
 
@@ -49,7 +46,8 @@ def get_parser():
 def main(argv=None):
     args = get_parser().parse_args(argv)
     path = Path(args.data_dir) / f'svg_test_set_{args.seq_len}.npz'
-    check_absent(path)
+    if path.exists():
+        raise UserError(f'{path} exists already; remove it to make the test set again')
     videos = {v.path.stem: v for v in find_converted(args.data_dir, args.image_size, TEST_PERSONS)}
     check_videos(videos.values(), args.image_size, 1, args.seq_len)
 
