@@ -1,4 +1,5 @@
 # make test    style and all tests
+# make stress  try to break the scripts at random, for ten minutes
 # make demo    train a small model on bundled digits, evaluate it, write pictures
 # make clean   remove what these two made
 
@@ -8,12 +9,15 @@ RUN = runs/demo
 DATA = runs/demo_data
 IN_VENV = $(VENV)/bin/python
 
-.PHONY: test demo clean
+.PHONY: test stress demo clean
 
 # Two workers with one thread each: PyTorch's threads would compete
 test: $(VENV)/installed
 	$(IN_VENV) -m ruff check
 	OMP_NUM_THREADS=1 $(IN_VENV) -m pytest -n 2 --dist loadfile tests
+
+stress: $(VENV)/installed
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(IN_VENV) tests/stress.py
 
 # An interrupted demo continues where it stopped.
 demo: $(VENV)/installed
