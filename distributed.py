@@ -1,6 +1,7 @@
-"""The processes of a job: one, or several that torchrun or torch.distributed.launch started on one machine or many."""
+"""The processes of a job: one, or several started by torchrun on one machine or many."""
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -17,12 +18,18 @@ import torch.nn as nn
 from files import UserError
 from utils import get_device
 
-START, TIMEOUT = timedelta(minutes=1), timedelta(hours=2)  # of waiting for a slower process; one that dies later is noticed at once
+# How long to wait for a slower process, at the start and later; a dead one is noticed at once
+START_TIMEOUT, TIMEOUT = timedelta(minutes=1), timedelta(hours=2)
+
+# Options that may differ between the processes of a job
+PER_PROCESS_OPTIONS = {
+    'data_dir', 'save_path', 'device', 'n_workers', 'local_rank', 'config', 'xp_dir', 'out_dir',
+    'lpips_dir', 'i3d_path', 'weights'}
 
 
 @dataclass(frozen=True)
 class World:
-    """Place of this process among all of a job, and what they do together. The defaults are those of a single process.
+    """Place of this process in the job, and collective operations. By default a single process.
 
     Attributes
     ----------
@@ -30,12 +37,13 @@ class World:
         Number of this process, from 0, and of all. Process 0 alone writes files and prints.
     local_rank, local_size : int
         The same on this machine.
+    group : torch.distributed.ProcessGroup
     """
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    group: object = field(default=None, compare=False)  # of torch.distributed
+    group: object = field(default=None, compare=False)
 
     @property
     def main(self):
@@ -43,12 +51,12 @@ class World:
         return self.rank == 0
 
     def part(self, n, rank=None):
-        """Range of the items among n that fall to this process, or to `rank`: consecutive, of sizes that differ by one at most."""
+        """Range of the items among n that belong to this process, or to `rank`."""
         rank = self.rank if rank is None else rank
         return range(n * rank // self.size, n * (rank + 1) // self.size)
 
     def sum(self, values):
-        """Sums of numbers over all processes: list of float, the same in each."""
+        """Sums of numbers over all processes: list of float."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
@@ -56,7 +64,7 @@ class World:
         return total.tolist()
 
     def gather(self, value):
-        """Values, of any picklable kind, of all processes: list by rank."""
+        """Picklable values of all processes: list by rank."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
@@ -64,18 +72,18 @@ class World:
         return values
 
     def share(self, value):
-        """Value of process 0, in all of them."""
-        if self.size > 1:
-            box = [value]
-            dist.broadcast_object_list(box, 0, self.group)
-            value, = box
-        return value
+        """Picklable value of process 0, in all processes."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, 0, self.group)
+        return box[0]
 
     def collect(self, part, n):
-        """Array of n items in process 0 from the `part(n)` of each process, along the first axis; None in the others."""
+        """Concatenate the `part(n)` of each process, arrays, in process 0; None in the others."""
         if self.size == 1:
             return part
-        if self.rank > 0:
+        if not self.main:
             dist.send(torch.from_numpy(np.ascontiguousarray(part)), 0, self.group)
             return None
         whole = np.empty((n, *part.shape[1:]), part.dtype)
@@ -85,10 +93,11 @@ class World:
             dist.recv(torch.from_numpy(whole[theirs.start:theirs.stop]), rank, self.group)
         return whole
 
-    def call(self, function):
-        """Result of `function`, called by the first process of each machine, then, which may use what those downloaded, by the others.
+    def local_main_first(self, function):
+        """Result of `function`, called first by process 0 of each machine, then by the others.
 
-        Bad input (UserError) or the end of the program (SystemExit) in any process ends all; its sentence is printed once.
+        The others may use what the first one downloaded. A UserError or SystemExit in any process
+        ends all of them; its message is printed once.
         """
         if self.size == 1:
             return function()
@@ -104,51 +113,55 @@ class World:
             ends = self.gather(end)
             rank = next((r for r, e in enumerate(ends) if e is not None), None)
             if rank is not None:
-                code, message = ends[rank]
-                if self.main and message is not None:
-                    print(f'error: {message}' + f' (process {rank} of {self.size})' * (rank > 0), file=sys.stderr, flush=True)
-                self.gather(None)  # before the launcher sees one end and ends the others, the sentence is out
-                raise SystemExit(code)
+                self._exit_together(rank, *ends[rank])
         return result
 
-    def device(self, devices):
-        """Device of this process, of the list given by `--device`: one each on this machine. The CPU if there is none."""
+    def _exit_together(self, rank, code, message):
+        """Exit, as all processes do, for a reason met by process `rank`."""
+        if self.main and message is not None:
+            where = f' (process {rank} of {self.size})' if rank > 0 else ''
+            print(f'error: {message}{where}', file=sys.stderr, flush=True)
+        self.gather(None)  # the launcher kills the others when one exits: not before the message
+        raise SystemExit(code)
+
+    def device(self, devices, **kwargs):
+        """Device of this process, from the list given as `--device`: one per local process."""
         if devices in (None, ['cpu']):
             return get_device('cpu')
+        found = '--device ' + ' '.join(map(str, devices))
         if len(devices) != self.local_size:
-            found = '--device ' + ' '.join(map(str, devices))
-            raise UserError(f'{found}: {len(devices)} devices, but {self.local_size} processes on this machine; give one for each, as by '
+            noun = 'process' if self.local_size == 1 else 'processes'
+            raise UserError(f'{found}: {len(devices)} devices, but {self.local_size} {noun} on '
+                            'this machine; start one per device, with '
                             f'torchrun --nproc_per_node={len(devices)} … {found}')
         if len(set(devices)) < len(devices) and 'cpu' not in devices:
-            raise UserError(f'--device {" ".join(map(str, devices))}: a CUDA device can serve one process only; name different ones')
-        device = get_device(devices[self.local_rank])
-        if device.type == 'cuda':
-            torch.cuda.set_device(device)
-        return device
+            raise UserError(f'{found}: a CUDA device can serve only one process; '
+                            'choose different ones')
+        return get_device(devices[self.local_rank], **kwargs)
 
-    def agree(self, facts, own=()):
-        """Stop unless the facts (by name) are the same in all processes, those named in `own` aside."""
+    def check_equal(self, facts, ignore=()):
+        """Raise a UserError in all processes unless these facts, by name, are equal in all."""
         everyone = self.gather(facts)
 
         def compare():
             for rank, theirs in enumerate(everyone):
-                for key in sorted(facts.keys() - set(own)):
+                for key in sorted(facts.keys() - set(ignore)):
                     if theirs[key] != facts[key]:
-                        raise UserError(f'process {rank} has {key} {theirs[key]}, process {self.rank} has {facts[key]}; they must be the same')
+                        raise UserError(f'process {rank} has {key} {theirs[key]}, process '
+                                        f'{self.rank} has {facts[key]}; they must be the same')
         self.local_main_first(compare)
 
 
-PER_PROCESS_OPTIONS = {'data_dir', 'save_path', 'device', 'n_workers', 'local_rank', 'config', 'xp_dir', 'out_dir', 'lpips_dir', 'i3d_path', 'weights'}  # of a machine
-
-
 class Ring:
-    """Watch over the other processes: each waits for a word of the next one, which says it at its end; one that dies closes the line.
+    """Watches over the other processes: each waits for a message that the next sends at its end.
 
-    The launcher ends the processes of a machine only, and those of other machines may compute alone for long.
+    If a process dies, the connection closes. (The launcher stops the processes of one machine
+    only; those on other machines could compute on alone for a long time.)
     """
 
     def __init__(self, world):
-        self.world, self.group = world, dist.new_group(backend='gloo', timeout=timedelta(days=365))
+        self.world = world
+        self.group = dist.new_group(backend='gloo', timeout=timedelta(days=365))
         self.thread = threading.Thread(target=self._listen, daemon=True)
         self.thread.start()
 
@@ -156,27 +169,29 @@ class Ring:
         try:
             dist.recv(torch.zeros(1), (self.world.rank + 1) % self.world.size, self.group)
         except RuntimeError as error:
-            leave(self.world, error)
+            exit_after_loss(self.world, error)
 
     def end(self):
-        """Wait for the end of all."""
+        """Wait until all processes have ended their work."""
         dist.send(torch.zeros(1), (self.world.rank - 1) % self.world.size, self.group)
         self.thread.join()
 
 
-_leaving = threading.Lock()
+_exiting = threading.Lock()
 
 
-def leave(world, error):
-    """End this process, for another one has ended; told in a line, that the message of that one is seen."""
-    _leaving.acquire()  # once: neither the watch nor the main thread comes back
-    print(f'process {world.rank} ends, for it has lost another one ({str(error).splitlines()[0]})', file=sys.stderr, flush=True)
+def exit_after_loss(world, error):
+    """Exit at once because another process died, with one line on stderr."""
+    _exiting.acquire()  # never released: the watcher or the main thread, whichever comes first
+    reason = str(error).splitlines()[0]
+    print(f'process {world.rank} exits because it lost another one ({reason})', file=sys.stderr,
+          flush=True)
     os._exit(1)
 
 
 @contextlib.contextmanager
 def join():
-    """Context in which the processes of a job are connected, as their launcher describes them in the environment.
+    """Context in which the processes of a job are connected, as the launcher's environment says.
 
     Yields
     ------
@@ -186,19 +201,16 @@ def join():
     if 'LOCAL_RANK' not in env or env.get('WORLD_SIZE') in (None, '', '1'):
         yield World()
         return
-    names = 'RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_PORT', 'MASTER_ADDR'
-    if wrong := [name for name in names if not re.fullmatch(r'.+' if name == 'MASTER_ADDR' else r'\d{1,9}', env.get(name, ''))]:
-        raise UserError(f'the environment has LOCAL_RANK, as from a launcher, but {wrong[0]} {env.get(wrong[0], "")!r}; start the processes by torchrun, '
-                        'or unset LOCAL_RANK for a single one')
-    place = [int(env[name]) for name in names[:4]]
-    backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() and dist.is_nccl_available() else 'gloo'
+    place = read_place(env)
+    has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
+    backend = 'cpu:gloo,cuda:nccl' if has_nccl else 'gloo'
     try:
-        dist.init_process_group(backend, timeout=START)
+        dist.init_process_group(backend, timeout=START_TIMEOUT)
         world = World(*place, dist.new_group(backend=backend, timeout=TIMEOUT))
         ring = Ring(world)
         try:
             yield world
-        except SystemExit:  # of all together, see `call`
+        except SystemExit:  # of all processes together
             ring.end()
             dist.destroy_process_group()
             raise
@@ -210,13 +222,26 @@ def join():
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and 'gloo' not in str(error):
             raise
-        leave(World(*place), error)
+        exit_after_loss(World(*place), error)
+
+
+def read_place(env):
+    """Rank, world size, local rank and local world size from the launcher's environment."""
+    names = 'RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_PORT', 'MASTER_ADDR'
+    for name in names:
+        pattern = r'.+' if name == 'MASTER_ADDR' else r'\d{1,9}'
+        if not re.fullmatch(pattern, env.get(name, '')):
+            raise UserError(f'LOCAL_RANK is set, as by a launcher, but {name} is '
+                            f'{env.get(name, "")!r}; start the processes with torchrun, '
+                            'or unset LOCAL_RANK for a single process')
+    return [int(env[name]) for name in names[:4]]
 
 
 class StopSignal:
-    """Context that notes SIGINT (Ctrl-C) and SIGTERM, to be answered between two steps; a second one ends the run at once.
+    """Context that notes SIGINT (Ctrl-C) and SIGTERM, to be obeyed between two steps.
 
-    Under a launcher, which repeats signals and in the end kills by itself, a second one is ignored.
+    A second signal ends the run at once, except under a launcher, which repeats signals and
+    finally kills.
     """
 
     def __init__(self, world):
@@ -224,11 +249,12 @@ class StopSignal:
 
     def __enter__(self):
         self.received = None
-        self.before = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.previous = {number: signal.signal(number, self)
+                         for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_):
-        for number, handler in self.before.items():
+        for number, handler in self.previous.items():
             signal.signal(number, handler)
 
     def __call__(self, number, frame):
@@ -236,11 +262,14 @@ class StopSignal:
         signal.signal(number, signal.SIG_IGN if self.world.size > 1 else signal.SIG_DFL)
         if self.world.main:
             with contextlib.suppress(OSError):  # Ctrl-C also ends the reader of a pipe
-                os.write(2, f'\n{signal.Signals(number).name} received: saving the state\n'.encode())
+                os.write(2, f'\n{signal.Signals(number).name}: saving the state\n'.encode())
 
 
 class AllReduce(torch.autograd.Function):
-    """Sum of a tensor over all processes; so is its gradient."""
+    """Sum of a tensor over all processes; its gradient is the sum of theirs.
+
+    PyTorch's own, `torch.distributed.nn.functional.all_reduce`, is deprecated.
+    """
 
     @staticmethod
     def forward(ctx, x, group):
@@ -254,8 +283,8 @@ class AllReduce(torch.autograd.Function):
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation by the statistics of all processes' batches, on CPUs, where PyTorch has none."""
-    group = None  # of torch.distributed
+    """Batch normalisation over all processes' batches on CPUs, where PyTorch has none."""
+    group = None  # torch.distributed.ProcessGroup
 
     def forward(self, x):
         """(N, C, H, W) -> (N, C, H, W)"""
@@ -263,27 +292,34 @@ class SyncBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         dims = 0, 2, 3
         x_ = x.float()
-        total = AllReduce.apply(torch.cat([x_.sum(dims), x_.new_tensor([x_.numel() / x_.shape[1]])]), self.group)
-        mean, count = total[:-1] / total[-1], total[-1]
+        n = x_.new_tensor([x_.numel() / x_.shape[1]])
+        total = AllReduce.apply(torch.cat([x_.sum(dims), n]), self.group)
+        mean, n = total[:-1] / total[-1], total[-1]
         centred = x_ - mean[:, None, None]
-        var = AllReduce.apply((centred ** 2).sum(dims), self.group) / count
+        var = AllReduce.apply((centred ** 2).sum(dims), self.group) / n
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)  # the unbiased one
+            self.running_var.lerp_(var * n / (n - 1), self.momentum)  # unbiased
         scale = self.weight * (var + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
+def with_stride(tensor, stride):
+    return tensor.as_strided(tensor.shape, stride)
+
+
 def distribute(model, device, world):
-    """Model whose gradients are means over all processes and whose batch normalisations see all their batches."""
+    """Model with gradients averaged, and batch statistics computed, over all processes."""
     if device.type == 'cuda':
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model, world.group)
     else:
         for m in model.modules():
             if isinstance(m, nn.BatchNorm2d):
-                m.__class__, m.group = SyncBatchNorm, world.group  # the same state, another forward
+                m.__class__, m.group = SyncBatchNorm, world.group  # same state, other forward
     for p in model.parameters():
-        if p.ndim == 4 and p.shape[1] == 1:  # one channel may have any stride: in a gradient the parameter's, or DDP warns of another layout
-            p.register_hook(lambda grad, strides=p.stride(): grad.as_strided(grad.shape, strides))
-    return nn.parallel.DistributedDataParallel(model, process_group=world.group, gradient_as_bucket_view=True)
+        # The stride of an axis of length 1 is arbitrary; DDP warns unless the gradient has p's
+        if p.ndim == 4 and p.shape[1] == 1:
+            p.register_hook(functools.partial(with_stride, stride=p.stride()))
+    return nn.parallel.DistributedDataParallel(model, process_group=world.group,
+                                               gradient_as_bucket_view=True)

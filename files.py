@@ -1,4 +1,4 @@
-"""Errors, progress bars, files and locks: what every script needs, without importing PyTorch."""
+"""Errors, progress bars, files and locks, for scripts with and without PyTorch."""
 
 import contextlib
 import csv
@@ -26,7 +26,7 @@ class UserError(Exception):
 
 
 class WriteError(UserError):
-    """A file that cannot be written, which the user can remedy, whenever it happens."""
+    """A file that cannot be written, for a reason that the user can fix."""
 
     @classmethod
     def of(cls, path, error):
@@ -36,7 +36,7 @@ class WriteError(UserError):
 
 
 def is_out_of_memory(error):
-    """Whether an error of Python or PyTorch says that a GPU or the system is out of memory."""
+    """Whether an error of Python or PyTorch means that a GPU or the system is out of memory."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and bool(re.search("can't allocate memory|out of memory", str(error))))
@@ -45,14 +45,14 @@ def is_out_of_memory(error):
 def run_script(main):
     """Run the `main` of a script and exit.
 
-    A `UserError`, a full disk and a lack of memory print one sentence and exit with code 2, Ctrl-C
-    with 130; other exceptions keep their traceback.
+    A `UserError`, a full disk or running out of memory prints one sentence and exits with code 2,
+    Ctrl-C exits with 130; other exceptions keep their traceback.
     """
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.reconfigure(errors='backslashreplace')  # file names need not be valid text
+        stream.reconfigure(errors='backslashreplace')  # file names may not be valid text
     try:
         sys.exit(main())
-    except BrokenPipeError:  # as by `| head`, or `| tee` after Ctrl-C
+    except BrokenPipeError:  # `| head`, or `| tee` after Ctrl-C
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         sys.exit(128 + signal.SIGPIPE)
@@ -68,7 +68,7 @@ def run_script(main):
 
 
 def explain(error):
-    """Sentence for an error that the user can remedy, None for any other one."""
+    """Sentence for an error that the user can fix, None for any other."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
@@ -83,7 +83,7 @@ def explain(error):
 # Progress
 
 class _LineStream:
-    """stderr for a progress bar outside of a terminal: each state is printed on its own line."""
+    """stderr for a progress bar outside a terminal: prints each state on a line of its own."""
 
     def write(self, text):
         if text := text.strip('\r\n '):
@@ -97,7 +97,7 @@ class _LineStream:
 
 
 def progress_bar(*args, **kwargs):
-    """Progress bar on stderr, as `tqdm`; where that is no terminal, a line every half minute."""
+    """`tqdm` on stderr; outside a terminal, one line every 30 seconds."""
     if not sys.stderr.isatty():
         kwargs |= {'file': _LineStream(), 'mininterval': 30}
     return tqdm(*args, dynamic_ncols=True, **kwargs)
@@ -127,13 +127,13 @@ def replacing(path):
             yield tmp
             os.replace(tmp, path)
     finally:
-        with contextlib.suppress(OSError):  # would hide the error that came before
+        with contextlib.suppress(OSError):  # would hide the original error
             tmp.unlink()
 
 
 @contextlib.contextmanager
 def replacing_folder(path):
-    """As `replacing`, for a folder `path` that does not exist yet."""
+    """Like `replacing`, for a folder `path` that does not exist yet."""
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     shutil.rmtree(tmp, ignore_errors=True)  # left by a killed process
     tmp.mkdir()
@@ -146,36 +146,37 @@ def replacing_folder(path):
 
 @contextlib.contextmanager
 def exclusive(path, message):
-    """Context that only one process at a time can be in; others get a UserError with `message`.
+    """Context that one process at a time can enter; others get a UserError with `message`.
 
-    The lock file `path` is removed at the end. The lock is released when its process is killed.
+    The lock file `path` is removed at the end. A killed process releases its lock.
     """
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(message) from None
-    except OSError as error:  # as on some network disks
-        raise UserError(f'{path} cannot be locked ({error.strerror}); '
-                        'use a folder on another disk') from None
+    except (OSError, NotImplementedError) as error:  # no permission, or no locks on this disk
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(f'{path} cannot be locked ({reason}); check permissions, '
+                        'or use a folder on another disk') from None
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            os.unlink(path)  # before the release: nobody else holds it
+            os.unlink(path)  # before the release, while nobody else holds it
         lock.release()
 
 
 @contextlib.contextmanager
 def replacing_results(folder, patterns):
-    """Yield a temporary folder for results, which replace all files that match `patterns`.
+    """Yield a temporary folder for results, moved to `folder` at the end.
 
-    They are moved to `folder` at the end: results of different calls never mix.
+    They replace all files that match `patterns`: results of different calls never mix.
     """
     message = f'another process is writing results to {folder}; wait, or use another --out_dir'
     with exclusive(folder / '.results.lock', message):
         check_results(folder, patterns)
-        # Not .tmp, which a training run that goes on in the same folder removes
+        # Not .tmp, which a training run resumed in the same folder removes
         tmp = folder / '.results.partial'
         shutil.rmtree(tmp, ignore_errors=True)  # left by a killed process
         if os.path.lexists(tmp):
@@ -189,7 +190,7 @@ def replacing_results(folder, patterns):
 
 
 def check_results(folder, patterns):
-    """Check that files that match `patterns` can be written to `folder`."""
+    """Raise a UserError unless files that match `patterns` can be written to `folder`."""
     for pattern in patterns:
         parent = (folder / pattern).parent
         if parent.exists() and not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
@@ -202,10 +203,10 @@ def check_results(folder, patterns):
 
 
 def move_results(tmp, folder, patterns):
-    """Move all files below `tmp` to `folder`, then remove others that match `patterns`."""
+    """Move all files below `tmp` to `folder`, and remove others that match `patterns`."""
     new = {folder / path.relative_to(tmp): path for path in tmp.rglob('*') if path.is_file()}
     old = {path for pattern in patterns for path in folder.glob(pattern)} - new.keys()
-    for path in new:  # new ones first: at no time is a result missing
+    for path in new:  # before the removal: no result is ever missing
         path.parent.mkdir(exist_ok=True)
         os.replace(new[path], path)
     for path in old:
@@ -213,7 +214,7 @@ def move_results(tmp, folder, patterns):
 
 
 def make_folder(path, option):
-    """Create the folder that `option` names, unless it exists, and return its path."""
+    """Create the folder given by `option` unless it exists, and return its path."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -225,13 +226,13 @@ def make_folder(path, option):
 
 
 def write_json(path, value):
-    """Write `value` as indented JSON. Numbers must be finite: JSON has no others."""
+    """Write `value` as indented JSON. Numbers must be finite, as in JSON."""
     with replacing(path) as tmp:
         tmp.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n')
 
 
 def write_csv(path, rows):
-    """Write rows, dictionaries with the same keys, as a table with a header."""
+    """Write dictionaries with the same keys as the rows of a table with a header."""
     with replacing(path) as tmp, open(tmp, 'w', newline='') as f:
         table = csv.DictWriter(f, rows[0].keys())
         table.writeheader()
@@ -248,10 +249,10 @@ def write_npz(path, **arrays):
 
 @contextlib.contextmanager
 def reading(path, complaint, advice):
-    """Context that reads an untrusted file, which may be truncated or foreign.
+    """Context that reads an untrusted file, which may be truncated or of another format.
 
-    Any exception becomes a UserError, "`path` `complaint` (reason); `advice`". Not a lack of
-    memory, which is no fault of the file, and without the advice if the system refused access.
+    Any exception becomes a UserError, "`path` `complaint` (reason); `advice`", except running out
+    of memory. An error of the operating system gets advice of its own.
     """
     try:
         yield
@@ -262,8 +263,8 @@ def reading(path, complaint, advice):
             raise UserError(f'{path} cannot be read ({error.strerror}); '
                             'check path, permissions and disk') from None
         reason = str(error).strip().partition('\n')[0] or type(error).__name__
-        if re.search('pickle|weights.only', reason, re.I):  # explains how to read it unsafely
-            reason = 'it holds more than numbers and plain values'
+        if re.search('pickle|weights.only', reason, re.I):  # would suggest an unsafe way
+            reason = 'it holds more than tensors and plain values'
         raise UserError(f'{path} {complaint} ({reason}); {advice}') from None
 
 

@@ -1,8 +1,9 @@
-"""Argument parsing: a parser with clear errors, argument types, and options of many scripts."""
+"""Argument parsing: a parser with clear errors, argument types, shared options."""
 
 import argparse
 import difflib
 import re
+import sys
 
 import configargparse
 
@@ -10,20 +11,20 @@ from files import UserError
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Formatter that shows defaults other than None and keeps subcommands on one line each."""
+    """Formatter that shows defaults other than None, and each subcommand on one line."""
 
     def _get_help_string(self, action):
         return action.help if action.default is None else super()._get_help_string(action)
 
     def add_argument(self, action):
         super().add_argument(action)
-        if isinstance(action, argparse._SubParsersAction):  # argparse forgets their indent
+        if isinstance(action, argparse._SubParsersAction):  # argparse ignores their indent
             width = self._current_indent + 2 + max(map(len, action.choices))
             self._action_max_length = max(self._action_max_length, width)
 
 
 class Parser(configargparse.ArgumentParser):
-    """Parser that shows defaults, takes no abbreviations, and raises errors as a `UserError`."""
+    """Parser that shows defaults, rejects abbreviations, and raises a `UserError`."""
 
     def __init__(self, description, **kwargs):
         super().__init__(description=description, formatter_class=Formatter, allow_abbrev=False,
@@ -43,7 +44,7 @@ class Parser(configargparse.ArgumentParser):
             message = (f'--{flag[1]} takes no value; '
                        f'in a file, write {flag[1]}: true or {flag[1]}: false')
         elif re.match(r'the following arguments are required: .*--ny\b', message):
-            message += '; --preset provides those of a published model'
+            message += '; or use --preset, a published configuration'
         raise UserError(' '.join(message.split()))  # YAML errors span five lines
 
 
@@ -76,31 +77,38 @@ positive_int = number(int, 1)
 nonnegative_int = number(int, 0)
 positive_float = number(float, 0, open_low=True)
 nonnegative_float = number(float, 0)
-# Upper bounds far above any use: beyond them, memory or time would not suffice
+# The upper bounds are far beyond any sensible use; larger values exhaust memory or time
 size = number(int, 1, 10_000)
 layers = number(int, 1, 100)
 euler_steps = number(int, 1, 1000)
 frames = number(int, 1, 100_000)
-speed = number(int, 1, 64)  # of digits: faster ones would bounce without end
+speed = number(int, 1, 64)  # of digits: faster ones would bounce forever
 seed = number(int, 0, 2 ** 32 - 1)
 
 
 def device(text):
-    """Argument type of `--device`."""
+    """Argument type: 'cpu', or the index of a CUDA device."""
     return text if text == 'cpu' else nonnegative_int(text)
 
 
 # Options
 
 def flag(group, name, **kwargs):
-    """Add `--name` and `--no-name`, which reverts what a preset, a file or the resumed run sets."""
+    """Add `--name` and `--no-name`, which overrides a preset, a file or the resumed run."""
     group.add_argument(name, action=argparse.BooleanOptionalAction, **{'default': False} | kwargs)
 
 
 def add_device_option(parser, several=False):
-    """Add `--device`: one device or, with `several`, a list with one per process of a machine."""
-    text = 'CUDA device, or cpu; default: the CPU'
+    """Add `--device`: one device or, with `several`, a list of one per process on a machine."""
+    text = 'index of a CUDA device, or cpu; default: cpu'
     if several:
-        text += '; under torchrun, one per process of the machine'
+        text += '; under torchrun, one per process on the machine'
     parser.add_argument('--device', type=device, metavar='N', nargs='+' if several else None,
                         help=text)
+
+
+def answer_help(get_parser):
+    """If the command line asks for --help, print it and exit."""
+    if {'-h', '--help'} & set(sys.argv[1:]):
+        get_parser().print_help()
+        sys.exit()

@@ -1,7 +1,13 @@
-"""Train SRVP: `python train.py --preset smmnist --data_dir DATA --save_path RUN [--device 0]`; see --help and the README.
+"""Train SRVP: `python train.py --preset smmnist --data_dir DATA --save_path RUN --device 0`.
 
-Several processes: `torchrun --nproc_per_node=2 train.py … --device 0 1`.
+On several GPUs: `torchrun --nproc_per_node=2 train.py … --device 0 1`.
 """
+
+from args import config_dict, parse_train, train_parser
+from parsing import answer_help
+
+if __name__ == '__main__':
+    answer_help(train_parser)  # before PyTorch is imported, which takes seconds
 
 import contextlib
 import hashlib
@@ -13,110 +19,159 @@ from pathlib import Path
 
 import torch
 
-from args import config_dict, parse_train
+from checkpoint import load_model
 from data import load_train
 from data.stream import BatchStream
 from distributed import PER_PROCESS_OPTIONS, join
 from files import UserError, WriteError, exclusive, make_folder, run_script, write_json
 from model import build_model
-from training.loop import NotFinite, Trainer, describe_split, read_state, read_weights
-from utils import check_compile, describe, keep_memory
+from training.loop import NotFinite, Trainer
+from training.state import describe_split, read_state
+from utils import check_compile, describe
+
+
+def main(argv=None):
+    """Train as one of the processes of a job; returns the exit code."""
+    with join() as world, contextlib.ExitStack() as stack:
+        seed = world.share(secrets.randbelow(2 ** 32))
+        config, trainer, facts = world.local_main_first(
+            lambda: prepare(argv, seed, world, stack))
+        if config.dry_run:
+            dry_run(config, world)
+            return 0
+        world.check_equal(facts, ignore=PER_PROCESS_OPTIONS)
+        trainer.synchronise()
+        world.local_main_first(lambda: begin(config, world, stack))
+        return train(trainer, config, world)
+
+
+def prepare(argv, seed, world, stack):
+    """Do everything before the first step: options, folder, data, model, state to resume from.
+
+    Only process 0 accesses the run's folder. `seed` is used if the options have none.
+
+    Returns
+    -------
+    config : argparse.Namespace
+    trainer : Trainer
+        None with --dry_run.
+    facts : dict
+        What must be the same in all processes.
+    """
+    config = parse_train(argv)
+    check_batch(config, world)
+    if config.seed is None:
+        config.seed = seed
+    if config.dry_run:
+        return config, None, None
+    device = world.device(config.device, allow_tf32=True)
+    if config.compile:
+        check_compile(device)
+    if world.main:
+        check_folder(config)
+        if config.resume:
+            lock_folder(config, stack)
+    sources = load_train(config)
+    trainer = Trainer(config, sources, device, world)
+    facts = {**vars(config),
+             'a device of type': device.type, 'numbers of type': trainer.precision.name,
+             'training videos': fingerprint(sources[0], config),
+             'validation videos': fingerprint(sources[1], config)}
+    if world.main:
+        state = read_state(config.save_path) if config.resume else None
+        if state is not None:
+            trainer.restore(state)
+        elif config.weights:
+            weights = load_model(config, config.weights, 'cpu').state_dict()
+            trainer.model.load_state_dict(weights)
+    return config, trainer, facts
+
+
+def check_batch(config, world):
+    """Check that each part of a batch has a video."""
+    if config.batch_size < world.size * config.accumulate:
+        raise UserError(f'--batch_size {config.batch_size}: '
+                        f'{describe_split(world.size, config.accumulate)} need at least one video '
+                        'each; use a larger batch')
+
+
+def fingerprint(source, config):
+    """Digest of the first videos of a source."""
+    videos = BatchStream(source, config.seed, 'train', 2)[range(16)]
+    return hashlib.sha256(videos.tobytes()).hexdigest()[:8]
+
+
+def check_folder(config):
+    """Raise a UserError for a folder with another run, or with one that cannot go on there."""
+    folder = Path(config.save_path)
+    if config.resume:
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f'--resume: {folder} is not writable; check its permissions, '
+                            'or copy the run to another folder')
+        return
+    for name in ('config.json', 'state.pt', 'model.pt'):
+        if (folder / name).exists():
+            raise UserError(f'--save_path {folder} holds another run ({name}); '
+                            'continue it by --resume, or use another folder')
+
+
+def lock_folder(config, stack):
+    """Let no other process train in the run's folder, which is created, until `stack` closes."""
+    lock = make_folder(config.save_path, '--save_path') / '.train.lock'
+    message = (f'--save_path {config.save_path}: another process is training there; '
+               'stop it, or use another folder')
+    stack.enter_context(exclusive(lock, message))
+    check_folder(config)  # again: it may have changed since
+
+
+def begin(config, world, stack):
+    """Begin a new run, right before its first step: lock its folder, write its configuration."""
+    if world.main and not config.resume:
+        lock_folder(config, stack)
+        write_json(Path(config.save_path) / 'config.json', config_dict(config))
 
 
 def n_parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def fingerprint(source, config):
-    """Digest of the first videos of a source: those of the same data are the same on all machines."""
-    return hashlib.sha256(BatchStream(source, config.seed, 'train', 2)[range(16)].tobytes()).hexdigest()[:8]
+def dry_run(config, world):
+    """Print the configuration and the size of the model."""
+    if world.main:
+        with torch.device('meta'):  # takes no memory
+            n = n_parameters(build_model(config))
+        print(json.dumps(config_dict(config), indent=2))
+        print(f'{n:,} parameters; nothing was written (--dry_run)')
 
 
-def check_folder(config):
-    """Stop at a folder that holds another run, or one that cannot go on there."""
-    folder = Path(config.save_path)
-    if config.resume and not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f'--resume: {folder} cannot be written to; change that, or copy the run to another folder')
-    for name in ('config.json', 'state.pt', 'model.pt'):
-        if not config.resume and (folder / name).exists():
-            raise UserError(f'--save_path {folder} holds another run ({name}); continue it by --resume, or give another folder')
-
-
-def hold_folder(config, stack):
-    """Be the only process that trains in the run's folder, which is created if need be, until `stack` is closed."""
-    lock = make_folder(config.save_path, '--save_path') / '.train.lock'
-    stack.enter_context(exclusive(lock, f'--save_path {config.save_path}: another process trains there; end it, or give another folder'))
-    stack.callback(lock.unlink, missing_ok=True)
-    check_folder(config)  # again, of what came meanwhile
-
-
-def begin_run(config, stack):
-    """Hold the folder of a new run and write its configuration there, the last thing before the first step."""
-    hold_folder(config, stack)
-    write_json(Path(config.save_path) / 'config.json', config_dict(config))
-
-
-def resolve(argv, world):
-    """Configuration, checked for the processes that there are; `seed` is None if none was given."""
-    config = parse_train(argv)
-    if config.batch_size < world.size * config.accumulate:
-        raise UserError(f'--batch_size {config.batch_size}: {describe_split(world.size, config.accumulate)} need a video each; give a larger batch')
-    return config
-
-
-def main(argv=None):
-    with join() as world, contextlib.ExitStack() as stack:
-        return train(argv, world, stack)
-
-
-def train(argv, world, stack):
-    """Train as one of the processes of `world`, holding the run's folder until `stack` is closed; returns the exit code."""
-    config = world.local_main_first(lambda: resolve(argv, world))
-    world.check_equal(vars(config), PER_PROCESS_OPTIONS)
-    if config.seed is None:
-        config.seed = world.share(secrets.randbelow(2 ** 32))
+def train(trainer, config, world):
+    """Run the training to its end, a signal or a failure; returns the exit code."""
     say = print if world.main else lambda *_, **__: None
-    if config.dry_run:
-        say(json.dumps(config_dict(config), indent=2))
-        with torch.device('meta'):  # of any size at once
-            say(f'{n_parameters(build_model(config)):,} parameters; nothing was written (--dry_run)')
-        return 0
-    device = world.local_main_first(lambda: world.device(config.device))
-    world.check_equal({'a device of type': device.type})
-    if device.type == 'cpu':
-        keep_memory()
-    if config.compile:
-        world.local_main_first(lambda: check_compile(device))
-    world.local_main_first(lambda: check_folder(config) if world.main else None)
-    if config.resume:
-        world.local_main_first(lambda: hold_folder(config, stack) if world.main else None)
-    state = world.share(world.local_main_first(lambda: read_state(config.save_path) if world.main and config.resume else None))
-    weights = world.share(world.local_main_first(lambda: read_weights(config) if world.main and state is None else None))
-    sources = world.local_main_first(lambda: load_train(config))
-    world.check_equal({f'{name} videos': fingerprint(source, config) for name, source in zip(('training', 'validation'), sources)})
-    trainer = world.local_main_first(lambda: Trainer(config, sources, device, world, state, weights))
-    world.check_equal({'numbers of type': trainer.precision.name})
-    if not config.resume:
-        world.local_main_first(lambda: begin_run(config, stack) if world.main else None)
-    if trainer.step == trainer.validated == trainer.n_steps:
+    if trainer.complete:
         say(f'the run in {config.save_path} is complete: {trainer.step:,} steps')
         return 0
-    say(f'training on {describe(device)}' + f' and {world.size - 1} more' * (world.size > 1) + f': {n_parameters(trainer.model):,} parameters, steps '
-        f'{trainer.step + 1:,} to {trainer.n_steps:,}, {trainer.precision.name}, seed {config.seed}, files in {config.save_path}', flush=True)
+    others = f' and {world.size - 1} more' if world.size > 1 else ''
+    say(f'training on {describe(trainer.device)}{others}: '
+        f'{n_parameters(trainer.model):,} parameters, '
+        f'steps {trainer.step + 1:,} to {trainer.n_steps:,}, {trainer.precision.name}, '
+        f'seed {config.seed}, files in {config.save_path}', flush=True)
     try:
         received = trainer.run()
     except NotFinite as error:
+        saved = f'the last good state is of step {trainer.saved[0]:,}' if trainer.saved else \
+            'no state was saved'
         if world.main:
-            last = f'the last good state is of step {trainer.saved[0]:,}' if trainer.saved else 'no state was saved'
-            print(f'error: {error} is not finite; {last}; a lower --lr may help', file=sys.stderr)
+            print(f'error: {error} is not finite; {saved}; a lower --lr may help', file=sys.stderr)
         return 1
     except WriteError as error:
         raise UserError(f'{error} and continue with --resume') from None
     if received is not None:
+        launcher = f'torchrun --nproc_per_node={world.local_size}' if world.size > 1 else 'python'
         say(f'stopped after step {trainer.step:,}; continue with: '
-            + (f'torchrun --nproc_per_node={world.local_size}' if world.size > 1 else 'python') + f' train.py --resume --save_path {config.save_path}')
+            f'{launcher} train.py --resume --save_path {config.save_path}')
         return 128 + received
-    say(f'done: best validation PSNR {trainer.best:.2f} dB; weights in {config.save_path}: model.pt (last), model_best.pt')
+    say(f'done: best validation PSNR {trainer.best:.2f} dB; '
+        f'weights in {config.save_path}: model.pt (last), model_best.pt')
     return 0
 
 

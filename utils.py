@@ -9,14 +9,14 @@ from files import UserError
 
 # Random numbers
 
-# Videos to train, validate and test on, the noise of each training step, damage of each run
+# Of videos to train, validate and test on, of noise by training step, of damage by run
 STREAMS = {'train': 0, 'val': 1, 'test': 2, 'noise': 3, 'damage': 4}
 
 
 def stream_rng(seed, stream, index):
-    """Random generator of item `index` of a stream (see `STREAMS`), a function of the three alone.
+    """Random generator for item `index` of a stream (see `STREAMS`), independent of all others.
 
-    Philox is counter-based: each key gives an independent sequence, so item 10⁶ needs none before.
+    Philox is counter-based: each key starts a sequence of its own, at no cost.
 
     Returns
     -------
@@ -27,17 +27,18 @@ def stream_rng(seed, stream, index):
 
 
 def stream_generator(seed, stream, index):
-    """As `stream_rng`, but a PyTorch generator on the CPU."""
+    """Like `stream_rng`, but a PyTorch generator on the CPU."""
     seed = int(stream_rng(seed, stream, index).randint(2 ** 63, dtype=np.int64))
     return torch.Generator().manual_seed(seed)
 
 
 # Devices
 
-def get_device(index):
-    """Device of `--device`, ready to compute: None or 'cpu' is the CPU, a number a CUDA device.
+def get_device(index, allow_tf32=False):
+    """Set up the device of `--device`: None or 'cpu', or the index of a CUDA device.
 
-    On CPUs, freed memory is kept for later use. On GPUs, cuDNN computes in full float32.
+    On CPUs, freed memory is kept for reuse (`keep_memory`); on GPUs, cuDNN uses TF32 only if it
+    is allowed.
     """
     if index in (None, 'cpu'):
         keep_memory()
@@ -46,22 +47,22 @@ def get_device(index):
     if not 0 <= index < found:
         raise UserError(f'--device {index}: {found} CUDA devices found; '
                         'choose one of them, or --device cpu')
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = allow_tf32
     torch.cuda.set_device(index)
     return torch.device('cuda', index)
 
 
 def keep_memory():
-    """Make the C library (glibc) keep freed memory instead of returning large blocks at once.
+    """Make glibc keep freed memory for reuse instead of returning large blocks to the system.
 
-    The kernel clears each block it hands out page by page: an eighth of the time of I3D on a CPU.
+    The kernel zeroes every page that it hands out, an eighth of the time of I3D on a CPU.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return  # another C library
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-    # 1 << 25 is the maximum of older versions
+    # The second is the maximum of older versions
     if mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25):
         mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
 
@@ -74,15 +75,15 @@ def describe(device):
 
 
 def to_video(batch, device):
-    """Float videos in [0, 1], (T, B, C, H, W), on `device`, from uint8 ones, (T, B, H, W, C)."""
+    """Float videos (T, B, C, H, W) in [0, 1] on `device`, from uint8 (T, B, H, W, C)."""
     return batch.to(device, non_blocking=True).permute(0, 1, 4, 2, 3).float() / 255
 
 
 def check_compile(device):
-    """Raise a UserError where torch.compile does not work, as on a CPU without a C++ compiler."""
+    """Raise a UserError if torch.compile fails, as on a CPU without a C++ compiler."""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
-    except Exception as error:  # of many kinds
+    except Exception as error:  # compilers fail in many ways
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f'--compile: torch.compile does not work here '
                         f'({[*lines, type(error).__name__][0]}); leave the option out') from None

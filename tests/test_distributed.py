@@ -1,43 +1,58 @@
-"""Several processes on CPUs, started by the launchers: the same numbers as one, files written once, ends told."""
+"""Several processes on CPUs: the numbers of one process, files written once, ends reported once.
+
+A few jobs are started by the real launchers; the others by `processes`, without importing PyTorch
+anew in each process.
+"""
 
 import csv
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, TINY, steps, wait_for_rows
+from processes import Script, free_port, run_job, start_job
 
 import train
-from conftest import ROOT, TINY, steps, wait_for_rows
+from checkpoint import load
 from distributed import World, join
 from files import UserError
-from checkpoint import load
 
-# Five videos a batch: parts of two and three. Batches by one process first, that downloads and errors happen once.
+# Five videos per batch: parts of different sizes for two and three processes
 OPTIONS = [*TINY, *steps(8, 4), '--batch_size', '5', '--val_interval', '6', '--n_samples_test', '3']
-RUN = [sys.executable, '-m', 'torch.distributed.run']
+TORCHRUN = [sys.executable, '-m', 'torch.distributed.run']
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
+LOST = 'process 0 exits because it lost another one'
 
 
 def options(folder, *more):
     return [*OPTIONS, '--data_dir', str(folder.parent), '--save_path', str(folder), *more]
 
 
-def start(*argv, launcher=(*RUN, '--standalone', '--nproc_per_node=2'), script='train.py'):
-    return subprocess.Popen([*launcher, str(script), *map(str, argv)], cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def patched(tmp_path, code):
+    """Path of a script that is train.py after some changes."""
+    path = tmp_path / 'patched.py'
+    path.write_text(f'import os, signal, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n'
+                    f'import train\nfrom training import loop, state\n{code}\n'
+                    'if __name__ == "__main__":\n    sys.exit(train.main())\n')
+    return path
 
 
-def run(*argv, code=0, **kwargs):
-    process = start(*argv, **kwargs)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == code, err
-    return out, err
+def launch(launcher, *argv, script='train.py'):
+    return subprocess.Popen([*launcher, str(script), *map(str, argv)], cwd=ROOT, env=ENV, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def run_together(n, *argv, code=0, script='train.py'):
+    """Run a job of n processes with the same arguments; returns what all of them printed."""
+    codes, outs, errs = run_job(script, *[argv] * n)
+    assert codes == [code] * n, errs
+    return ''.join(outs), ''.join(errs)
 
 
 def rows(folder):
@@ -46,18 +61,26 @@ def rows(folder):
 
 
 def assert_same_run(folder, reference):
-    """Gradients, weights, loss curve, schedule and validation scores of two runs agree within the rounding of float32."""
+    """Compare gradients, weights, loss curve, schedule and scores of two runs up to rounding."""
     for name in ('model.pt', 'model_best.pt'):
         expected, found = load(reference / name), load(folder / name)
         assert expected.keys() == found.keys()
-        difference = torch.cat([(expected[k] - found[k]).double().flatten().abs() for k in expected])
-        # Adam moves a weight by the rate whichever sign its gradient has, also in the few places where that is rounding
+        difference = torch.cat([(expected[k] - found[k]).double().flatten().abs()
+                                for k in expected])
+        # Where a gradient is all rounding, Adam still moves the weight by the learning rate
         assert (difference > 1e-5).double().mean() < 0.01 and difference.max() < 2e-3
-    expected, found = (torch.cat([s['exp_avg'].flatten() for s in load(f / 'state.pt')['optimizer']['state'].values()]) for f in (reference, folder))
-    assert (expected - found).norm() < 1e-4 * expected.norm()  # means of gradients, which tell their scale
+    expected, found = (
+        torch.cat([s['exp_avg'].flatten()
+                   for s in load(f / 'state.pt')['optimizer']['state'].values()])
+        for f in (reference, folder))
+    assert (expected - found).norm() < 1e-4 * expected.norm()  # mean gradients, at their scale
     for expected, found in zip(rows(reference), rows(folder), strict=True):
         for column in expected.keys() - {'steps_per_s'}:
-            assert (float(found[column]) == pytest.approx(float(expected[column]), rel=1e-5)) if expected[column] else not found[column]
+            if expected[column]:
+                value = pytest.approx(float(expected[column]), rel=1e-5)
+                assert float(found[column]) == value
+            else:
+                assert not found[column]
 
 
 @pytest.fixture(scope='module')
@@ -76,109 +99,127 @@ def test_parts_cover_everything_once():
 
 
 def test_devices_of_a_machine():
-    cpu = torch.device('cpu')
-    assert World().device(None) == World().device(['cpu']) == World(1, 2, 1, 2).device(['cpu']) == World(1, 2, 1, 2).device(['cpu', 'cpu']) == cpu
-    with pytest.raises(UserError, match='--device 0 1: 2 devices, but 1 processes .* torchrun --nproc_per_node=2 … --device 0 1'):
+    cpu, second = torch.device('cpu'), World(1, 2, 1, 2)
+    assert World().device(None) == World().device(['cpu']) == cpu
+    assert second.device(['cpu']) == second.device(['cpu', 'cpu']) == cpu
+    message = ('--device 0 1: 2 devices, but 1 process .* '
+               'torchrun --nproc_per_node=2 … --device 0 1')
+    with pytest.raises(UserError, match=message):
         World().device([0, 1])
     with pytest.raises(UserError, match='1 devices, but 2 processes'):
         World(0, 2, 0, 2).device([0])
-    with pytest.raises(UserError, match='a CUDA device can serve one process only'):
+    with pytest.raises(UserError, match='a CUDA device can serve only one process'):
         World(0, 2, 0, 2).device([1, 1])
     with pytest.raises(UserError, match='--device 97: '):
-        World(1, 2, 1, 2).device([96, 97])
+        second.device([96, 97])
 
 
-def test_two_processes_train_as_one(alone, tmp_path):
+# Real launchers
+
+def test_torchrun_trains_as_one_process(alone, tmp_path):
     folder = tmp_path / 'run'
-    out, err = run(*options(folder))
+    job = launch([*TORCHRUN, '--standalone', '--nproc_per_node=2'], *options(folder))
+    out, err = job.communicate(timeout=240)
+    assert job.returncode == 0, err
     assert_same_run(folder, alone)
-    assert 'strides' not in err  # of gradients, of which DDP warns
+    assert 'strides' not in err  # no warning of DDP about the strides of gradients
     assert out.count('training on') == out.count('done:') == 1 and 'and 1 more' in out
-    assert {p.name for p in folder.iterdir() if 'tfevents' not in p.name} == {p.name for p in alone.iterdir() if 'tfevents' not in p.name}
+
+    def names(f):
+        return {p.name for p in f.iterdir() if 'tfevents' not in p.name}
+    assert names(folder) == names(alone)
     assert len(list(folder.glob('*tfevents*'))) == 1
 
 
-def test_published_launch_with_a_list_of_devices(alone, tmp_path):
-    """It passes --local-rank."""
+def test_published_launcher_with_a_list_of_devices(alone, tmp_path):
+    """`torch.distributed.launch` passes --local-rank."""
     folder = tmp_path / 'run'
-    run('--device', 'cpu', 'cpu', *options(folder),
-        launcher=[sys.executable, '-m', 'torch.distributed.launch', '--nproc_per_node=2', f'--master_port={free_port()}'])
+    launcher = [sys.executable, '-m', 'torch.distributed.launch', '--nproc_per_node=2',
+                f'--master_port={free_port()}']
+    job = launch(launcher, '--device', 'cpu', 'cpu', *options(folder))
+    _, err = job.communicate(timeout=240)
+    assert job.returncode == 0, err
     assert_same_run(folder, alone)
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
-
-def machines(*options, script='train.py'):
-    """A job of a process on each of two machines, both of which are this one."""
-    where = f'--rdzv_endpoint=127.0.0.1:{free_port()}'
-    jobs = [start(*argv, launcher=[*RUN, '--nnodes=2', '--nproc_per_node=1', '--rdzv_backend=c10d', '--rdzv_id=job', where], script=script)
-            for argv in options]
-    ends = [job.communicate(timeout=240) for job in jobs]
-    return [job.returncode for job in jobs], ends
-
-
-def test_two_machines_without_a_common_disk_train_as_one(alone, tmp_path):
-    folders = [tmp_path / 'one' / 'run', tmp_path / 'two' / 'run']
-    codes, ends = machines(*map(options, folders))
-    assert codes == [0, 0], ends
-    written = [f for f in folders if f.exists()]  # that of process 0, whichever machine has it
-    assert len(written) == 1
-    assert_same_run(written[0], alone)
-
-
-def test_two_machines_start_from_the_weights_of_one(alone, tmp_path):
-    """Of process 0; no other one needs the file."""
-    folders = [tmp_path / 'one' / 'run', tmp_path / 'two' / 'run']
-    weights = tmp_path / 'weights.pt'
-    script = tmp_path / 'other_disk.py'
-    script.write_text(f"""
-import os, sys
-sys.path.insert(0, {str(ROOT)!r})
-import train
-if os.environ['RANK'] == '1':
-    sys.argv = [a.replace('weights.pt', 'not_there.pt') for a in sys.argv]
-sys.exit(train.main())
-""")
-    weights.write_bytes((alone / 'model.pt').read_bytes())
-    codes, ends = machines(*(options(f, '--weights', weights) for f in folders), script=script)
-    assert codes == [0, 0], ends
-    reference = tmp_path / 'three' / 'run'
-    assert train.main(options(reference, '--weights', str(weights))) == 0
-    folder, = [f for f in folders if f.exists()]
-    loss, expected, scratch = (float(rows(f)[0]['loss']) for f in (folder, reference, alone))
-    assert loss == pytest.approx(expected, rel=1e-6) and loss != pytest.approx(scratch, rel=1e-5)
-
-
-def test_machines_started_with_different_options_stop(tmp_path):
-    codes, ends = machines(options(tmp_path / 'run'), options(tmp_path / 'run', '--lr', '0.5'))
-    text = ''.join(err for _, err in ends)
-    assert 0 not in codes and len(re.findall(r'error: process \d has lr ', text)) == 1
-    assert not (tmp_path / 'run').exists()
-
-
-def test_machine_that_fails_ends_the_other_one(tmp_path):
-    """Here alone in a long validation, while a launcher ends the processes of its own machine only."""
-    script = tmp_path / 'fail.py'
-    script.write_text(f"""
-import os, sys, time
-sys.path.insert(0, {str(ROOT)!r})
-import train
-from training import loop as trainer
+def test_failing_machine_ends_the_other_one(tmp_path):
+    """Even during a long validation; a launcher only stops the processes of its own machine."""
+    script = patched(tmp_path, '''
 def validation_psnr(*args):
     if os.environ['RANK'] == '1':
         raise ValueError('a message of process 1')
     time.sleep(600)
-trainer.validation_psnr = validation_psnr
-sys.exit(train.main())
-""")
-    codes, ends = machines(*(options(tmp_path / name / 'run', *steps(1, 0)) for name in ('one', 'two')), script=script)
-    text = ''.join(err for _, err in ends)
-    assert codes == [1, 1] and 'ValueError: a message of process 1' in text
-    assert text.count('process 0 ends, for it has lost another one') == 1
+loop.validation_psnr = validation_psnr
+''')
+    launcher = [*TORCHRUN, '--nnodes=2', '--nproc_per_node=1', '--rdzv_backend=c10d',
+                '--rdzv_id=job', f'--rdzv_endpoint=127.0.0.1:{free_port()}']
+    jobs = [launch(launcher, *options(tmp_path / name / 'run', *steps(1, 0)), script=script)
+            for name in ('one', 'two')]
+    text = ''.join(job.communicate(timeout=240)[1] for job in jobs)
+    assert [job.returncode for job in jobs] == [1, 1]
+    assert 'ValueError: a message of process 1' in text and text.count(LOST) == 1
+
+
+def test_sigterm_to_the_launcher_saves_the_state_once(tmp_path):
+    folder, saves = tmp_path / 'run', tmp_path / 'saves'
+    script = patched(tmp_path, f'''
+def counting(function):
+    def call(path, value):
+        open({str(saves)!r}, 'a').write(path.name.strip('.').split('.pt')[0] + '.pt\\n')
+        function(path, value)
+    return call
+state.save, state.write = counting(state.save), counting(state.write)
+''')
+    never = ['--state_interval', '10000', '--val_interval', '10000']
+    job = launch([*TORCHRUN, '--standalone', '--nproc_per_node=2'],
+                 *options(folder, *steps(5000, 0), *never), script=script)
+    wait_for_rows(job, folder, 5)
+    job.send_signal(signal.SIGTERM)
+    out, err = job.communicate(timeout=240)
+    ours = err.split('SignalException')[0].split('torch/distributed')[0]  # not the launcher's
+    assert 'Traceback' not in ours
+    step = load(folder / 'state.pt')['step']
+    assert 5 <= step < 5000 and out.count(f'stopped after step {step}; continue with') == 1
+    assert saves.read_text() == 'state.pt\nmodel.pt\n'
+
+
+def test_bad_input_reaches_the_launcher(tmp_path):
+    job = launch([*TORCHRUN, '--standalone', '--nproc_per_node=2'],
+                 *options(tmp_path / 'run', '--nt_cond', '1'))
+    _, err = job.communicate(timeout=240)
+    assert job.returncode == 1 and re.search(r'exitcode\s*: 2', err)
+    assert len(re.findall('^error: --nt_cond 1 is less than --nt_inf 2', err, re.M)) == 1
+
+
+# Machines and processes, without launchers
+
+def test_two_machines_without_a_common_disk_train_as_one_process(alone, tmp_path):
+    folders = [tmp_path / 'one' / 'run', tmp_path / 'two' / 'run']
+    codes, _, errs = run_job('train.py', *map(options, folders), local_size=1)
+    assert codes == [0, 0], errs
+    assert [f.exists() for f in folders] == [True, False]  # process 0 writes
+    assert_same_run(folders[0], alone)
+
+
+def test_two_machines_start_from_the_weights_of_one(alone, tmp_path):
+    """Only process 0 needs the file."""
+    folders = [tmp_path / 'one' / 'run', tmp_path / 'two' / 'run']
+    weights = [alone / 'model.pt', tmp_path / 'missing.pt']
+    argvs = [options(f, '--weights', w) for f, w in zip(folders, weights)]
+    codes, _, errs = run_job('train.py', *argvs, local_size=1)
+    assert codes == [0, 0], errs
+    reference = tmp_path / 'three' / 'run'
+    assert train.main(options(reference, '--weights', str(weights[0]))) == 0
+    loss, expected, scratch = (float(rows(f)[0]['loss']) for f in (folders[0], reference, alone))
+    assert loss == pytest.approx(expected, rel=1e-6) and loss != pytest.approx(scratch, rel=1e-5)
+
+
+def test_machines_started_with_different_options_stop(tmp_path):
+    argv = options(tmp_path / 'run')
+    codes, _, errs = run_job('train.py', argv, [*argv, '--lr', '0.5'], local_size=1)
+    assert 0 not in codes
+    assert len(re.findall(r'error: process \d has lr ', ''.join(errs))) == 1
+    assert not (tmp_path / 'run').exists()
 
 
 def test_machines_with_different_weights_stop(run_dir, data_dir, tmp_path):
@@ -186,18 +227,21 @@ def test_machines_with_different_weights_stop(run_dir, data_dir, tmp_path):
     other.mkdir()
     (other / 'config.json').write_text((run_dir / 'config.json').read_text())
     torch.save({k: v + 1 for k, v in load(run_dir / 'model.pt').items()}, other / 'model.pt')
-    argv = ['--data_dir', data_dir, '--nt_gen', '8', '--n_samples', '1', '--n_videos', '2', '--metrics', 'psnr', '--out_dir', tmp_path / 'out']
-    codes, ends = machines([*argv, '--xp_dir', run_dir], [*argv, '--xp_dir', other], script='test.py')
-    assert 0 not in codes and ''.join(err for _, err in ends).count('checkpoint_sha256') == 1 and not list(tmp_path.glob('out/*'))
+    argv = ['--data_dir', data_dir, '--nt_gen', '8', '--n_samples', '1', '--n_videos', '2',
+            '--metrics', 'psnr', '--out_dir', tmp_path / 'out']
+    codes, _, errs = run_job('test.py', [*argv, '--xp_dir', run_dir], [*argv, '--xp_dir', other],
+                             local_size=1)
+    assert 0 not in codes and ''.join(errs).count('checkpoint_sha256') == 1
+    assert not list(tmp_path.glob('out/*'))
 
 
-def test_absent_seed_is_chosen_once_and_shared(tmp_path):
-    """The first loss tells it, for no other seed gives that one. A gradient cannot be compared where nobody has chosen the seed: rounding
-    decides over it wherever an activation comes to lie on the kink of a ReLU."""
+def test_missing_seed_is_chosen_once_and_shared(tmp_path):
+    """Each seed has its own first loss. (Gradients of a seed that nobody chose cannot be compared:
+    where an activation lies on the kink of a ReLU, they depend on rounding.)"""
     folder, again = tmp_path / 'run', tmp_path / 'again' / 'run'
     argv = options(folder, *steps(1, 0))
     position = argv.index('--seed')
-    run(*argv[:position], *argv[position + 2:])
+    run_together(2, *argv[:position], *argv[position + 2:])
     seed = json.loads((folder / 'config.json').read_text())['seed']
     assert train.main(options(again, *steps(1, 0), '--seed', str(seed))) == 0
     expected, found = (float(rows(f)[0]['loss']) for f in (again, folder))
@@ -205,163 +249,147 @@ def test_absent_seed_is_chosen_once_and_shared(tmp_path):
 
 
 @pytest.mark.parametrize('more, sentence', [
-    (['--nt_cond', '1'], r'--nt_cond 1 is less than --nt_inf 2'),
-    (['--batch_size', '3', '--accumulate', '2'], r'--batch_size 3: 2 processes with 2 parts each need a video each'),
+    (['--batch_size', '3', '--accumulate', '2'],
+     r'--batch_size 3: 2 processes with 2 parts each need at least one video each'),
     (['--device', '0'], r'--device 0: 1 devices, but 2 processes'),
 ])
-def test_bad_input_is_told_once(more, sentence, tmp_path):
-    _, err = run(*options(tmp_path / 'run'), *more, code=1)  # of the launcher; it tells the processes' 2
-    assert len(re.findall('^error: ', err, re.M)) == 1 and re.search(f'^error: {sentence}', err, re.M)
-    assert re.search(r'exitcode\s*: 2', err) and not (tmp_path / 'run').exists()
+def test_bad_input_is_reported_once(more, sentence, tmp_path):
+    _, err = run_together(2, *options(tmp_path / 'run'), *more, code=2)
+    assert len(re.findall('^error: ', err, re.M)) == 1
+    assert re.search(f'^error: {sentence}', err, re.M)
+    assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('changes, found', [({'WORLD_SIZE': 'x'}, "WORLD_SIZE 'x'"), ({'RANK': None}, "RANK ''"), ({'LOCAL_RANK': '-1'}, "LOCAL_RANK '-1'"),
-                                            ({'MASTER_ADDR': None}, "MASTER_ADDR ''")])
+@pytest.mark.parametrize('changes, found', [
+    ({'WORLD_SIZE': 'x'}, "WORLD_SIZE is 'x'"), ({'RANK': None}, "RANK is ''"),
+    ({'LOCAL_RANK': '-1'}, "LOCAL_RANK is '-1'"), ({'MASTER_ADDR': None}, "MASTER_ADDR is ''")])
 def test_incomplete_environment_of_a_launcher(changes, found, monkeypatch):
-    whole = {'RANK': '0', 'WORLD_SIZE': '2', 'LOCAL_RANK': '0', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': 'localhost', 'MASTER_PORT': '9'}
+    whole = {'RANK': '0', 'WORLD_SIZE': '2', 'LOCAL_RANK': '0', 'LOCAL_WORLD_SIZE': '2',
+             'MASTER_ADDR': 'localhost', 'MASTER_PORT': '9'}
     for name, value in {**whole, **changes}.items():
         monkeypatch.delenv(name, False) if value is None else monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=f'but {found}; start the processes by torchrun'), join():
+    message = f'but {found}; start the processes with torchrun'
+    with pytest.raises(UserError, match=message), join():
         pass
 
 
 @pytest.mark.parametrize('before, after', [(1, 3), (2, 1)])
-def test_resume_with_another_number_of_processes(before, after, alone, tmp_path, capfd):
+def test_resume_with_another_number_of_processes(before, after, alone, tmp_path):
     folder = tmp_path / 'run'
-    launcher = [*RUN, '--standalone', f'--nproc_per_node={max(before, after)}']
-    script = tmp_path / 'stop_early.py'
-    script.write_text(f"""
-import os, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
-import train
-from training import loop as trainer
-step = trainer.Trainer.train_step
+    script = patched(tmp_path, '''
+step = loop.Trainer.train_step
 def stopping(self, *args):
-    if self.step == 6 and self.world.rank == self.world.size - 1:  # one process alone is told
+    if self.step == 6 and self.world.rank == self.world.size - 1:  # only one process is signalled
         os.kill(os.getpid(), signal.SIGTERM)
     return step(self, *args)
-trainer.Trainer.train_step = stopping
-sys.exit(train.main())
-""")
-    if before == 1:
-        done = subprocess.run([sys.executable, script, *options(folder)], env=ENV, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 143, done.stderr
-    else:
-        out, err = run(*options(folder), launcher=launcher, script=script, code=1)
-        assert out.count('stopped after step 7') == 1, err
+loop.Trainer.train_step = stopping
+''')
+
+    def run(n, *argv, script='train.py', code=0):
+        if n > 1:
+            return run_together(n, *argv, script=script, code=code)[0]
+        job = Script(script, *argv)
+        out, err = job.communicate()
+        assert job.returncode == code, err
+        return out
+    out = run(before, *options(folder), script=script, code=143)
+    assert out.count('stopped after step 7') == 1
     assert load(folder / 'state.pt')['step'] == 7
-    if after == 1:
-        assert train.main(['--resume', '--save_path', str(folder)]) == 0
-        out = capfd.readouterr().out
-    else:
-        out, _ = run('--resume', '--save_path', folder, launcher=launcher)
-    words = {1: '1 process', 2: '2 processes', 3: '3 processes'}
-    assert out.count(f'note: {words[after]} instead of {words[before]} share a batch') == 1
+    out = run(after, '--resume', '--save_path', folder)
+    names = {1: '1 process', 2: '2 processes', 3: '3 processes'}
+    assert out.count(f'note: {names[after]} instead of {names[before]} share a batch') == 1
     assert_same_run(folder, alone)
 
 
-def test_sigterm_to_the_launcher_saves_the_state_once(tmp_path):
-    folder, saves = tmp_path / 'run', tmp_path / 'saves'
-    script = tmp_path / 'count_saves.py'
-    script.write_text(f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import train
-from training import loop as trainer
-for name in ('save', 'write'):
-    def counting(path, value, function=getattr(trainer, name)):
-        open({str(saves)!r}, 'a').write(path.name.strip('.').split('.pt')[0] + '.pt\\n')
-        function(path, value)
-    setattr(trainer, name, counting)
-sys.exit(train.main())
-""")
-    process = start(*options(folder, *steps(5000, 0), '--state_interval', '10000', '--val_interval', '10000'), script=script)
-    wait_for_rows(process, folder, 5)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=240)
-    assert 'Traceback' not in err.split('SignalException')[0].split('torch/distributed')[0]
-    step = load(folder / 'state.pt')['step']
-    assert 5 <= step < 5000 and out.count(f'stopped after step {step}; continue with') == 1
-    assert saves.read_text() == 'state.pt\nmodel.pt\n'
-
-
-def test_process_that_is_killed_ends_the_job(tmp_path):
+def test_killed_process_ends_the_job(tmp_path):
     folder = tmp_path / 'run'
-    process = start(*options(folder, *steps(5000, 0), '--n_workers', '0'))
-    wait_for_rows(process, folder, 3)
-    children = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(process.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(children[1]), signal.SIGKILL)
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 1
-    assert 'SIGKILL' in err and 'process 0 ends, for it has lost another one' in err
+    jobs = start_job('train.py', *[options(folder, *steps(5000, 0), '--n_workers', '0')] * 2)
+    wait_for_rows(jobs[0], folder, 3)
+    jobs[1].send_signal(signal.SIGKILL)
+    (_, err), _ = (job.communicate() for job in jobs)
+    assert jobs[0].returncode == 1 and LOST in err
 
 
-def test_process_that_fails_ends_the_job_with_its_message(tmp_path):
-    script = tmp_path / 'fail.py'
-    script.write_text(f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import train
-from training import loop as trainer
-step = trainer.Trainer.train_step
+def test_failing_process_ends_the_job_with_its_message(tmp_path):
+    script = patched(tmp_path, '''
+step = loop.Trainer.train_step
 def failing(self, *args):
     if self.step == 3 and self.world.rank == 1:
         raise ValueError('a message of process 1')
     return step(self, *args)
-trainer.Trainer.train_step = failing
-sys.exit(train.main())
-""")
-    _, err = run(*options(tmp_path / 'run', *steps(5000, 0)), script=script, code=1)
-    assert 'ValueError: a message of process 1' in err
-    assert 'process 0 ends, for it has lost another one' in err
+loop.Trainer.train_step = failing
+''')
+    _, err = run_together(2, *options(tmp_path / 'run', *steps(5000, 0)), script=script, code=1)
+    assert 'ValueError: a message of process 1' in err and LOST in err
+
+
+def contents(folder):
+    return {p.relative_to(folder): p for p in folder.rglob('*') if p.is_file()}
 
 
 def test_evaluation_is_shared(run_dir, data_dir, tmp_path):
-    argv = ['--xp_dir', run_dir, '--data_dir', data_dir, '--nt_gen', '8', '--n_samples', '3', '--n_videos', '10', '--batch_size', '3',
-            '--metrics', 'psnr', 'ssim', '--n_pictures', '1', '--out_dir']
-    run(*argv, tmp_path / 'one', script='test.py', launcher=[sys.executable])
-    out, _ = run(*argv, tmp_path / 'three', script='test.py', launcher=[*RUN, '--standalone', '--nproc_per_node=3'])
+    argv = ['--xp_dir', run_dir, '--data_dir', data_dir, '--nt_gen', '8', '--n_samples', '3',
+            '--n_videos', '10', '--batch_size', '3', '--metrics', 'psnr', 'ssim',
+            '--n_pictures', '1', '--out_dir']
+    job = Script('test.py', *argv, tmp_path / 'one')
+    assert job.communicate() and job.returncode == 0
+    out, _ = run_together(3, *argv, tmp_path / 'three', script='test.py')
     assert out.count('PSNR') == 1 and 'and 2 more' in out
-    one, three = ({p.relative_to(f): p for p in f.rglob('*') if p.is_file()} for f in (tmp_path / 'one', tmp_path / 'three'))
+    one, three = contents(tmp_path / 'one'), contents(tmp_path / 'three')
     assert one.keys() == three.keys() and len(one) == 12
-    for name, path in one.items():
-        if path.suffix == '.npz':
-            with np.load(path) as expected, np.load(three[name]) as found:
-                assert expected.files == found.files
-                for key in expected.files:
-                    np.testing.assert_allclose(found[key].astype(float), expected[key].astype(float), rtol=1e-5, atol=1 if name.name != 'results.npz' else 0)
-    expected, found = (json.loads(files[next(n for n in files if n.name == 'results.json')].read_text()) for files in (one, three))
-    assert expected['protocol'] == found['protocol']
-    with pytest.raises(AssertionError, match='2 videos cannot be shared by 3 processes'):
-        run(*argv, tmp_path / 'four', '--n_videos', '2', script='test.py', launcher=[*RUN, '--standalone', '--nproc_per_node=3'])
-    _, err = run(*argv, tmp_path / 'three', '--n_samples', '2', script='test.py', launcher=[*RUN, '--standalone', '--nproc_per_node=3'], code=1)
-    assert len(re.findall('^error: .*/results.json is of an evaluation with samples 3, found 2 now', err, re.M)) == err.count('error: ') == 1
-    assert {p.relative_to(tmp_path / 'three'): p for p in (tmp_path / 'three').rglob('*') if p.is_file()} == three
+    for name in (n for n in one if n.suffix == '.npz'):
+        atol = 0 if name.name == 'results.npz' else 1  # levels of quantised frames
+        with np.load(one[name]) as expected, np.load(three[name]) as found:
+            assert expected.files == found.files
+            for key in expected.files:
+                np.testing.assert_allclose(found[key].astype(float), expected[key].astype(float),
+                                           rtol=1e-5, atol=atol)
+    expected, found = (json.loads((tmp_path / n / 'results.json').read_text())['protocol']
+                       for n in ('one', 'three'))
+    assert expected == found
 
 
-def test_features_of_fvd_are_brought_together(tmp_path):
+def test_evaluation_that_cannot_be_shared_stops(run_dir, data_dir, tmp_path):
+    argv = ['--xp_dir', run_dir, '--data_dir', data_dir, '--nt_gen', '8', '--metrics', 'psnr',
+            '--n_pictures', '0', '--out_dir', tmp_path, '--n_videos']
+    _, err = run_together(3, *argv, '2', '--n_samples', '1', script='test.py', code=2)
+    assert '2 videos cannot be shared by 3 processes' in err
+    run_together(2, *argv, '4', '--n_samples', '1', script='test.py')
+    before = {name: path.read_bytes() for name, path in contents(tmp_path).items()}
+    _, err = run_together(2, *argv, '4', '--n_samples', '2', script='test.py', code=2)
+    message = '^error: .*/results.json is .* samples 1, .* 2'
+    assert len(re.findall(message, err, re.M)) == err.count('error: ') == 1
+    assert {name: path.read_bytes() for name, path in contents(tmp_path).items()} == before
+
+
+def test_features_of_fvd_are_collected(tmp_path):
     script = tmp_path / 'features.py'
-    script.write_text(f"""
+    script.write_text(f'''
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import numpy as np
-from distributed import join
+from distributed import World, join
 from metrics.fvd import FVD
-videos = np.random.RandomState(0).randint(0, 256, (12, 3, 20, 2, 2, 1)).astype(np.uint8)  # given, target, two samples, …
-embed = lambda v: v.reshape(len(v), -1)[:, :4].astype(float)
+
+# Conditioning frames, target and sample of 20 videos of 3 frames
+videos = np.random.RandomState(0).randint(0, 256, (3, 3, 20, 2, 2, 1)).astype(np.uint8)
+
+def embed(v):
+    return v.reshape(len(v), -1)[:, :4].astype(float)
+
 def distance(part, world):
     fvd = FVD(embed, 1)
     for i in part:
-        true, given, sample = (videos[:, k, i:i + 1] for k in range(3))
-        fvd.update(given, true, [sample])
+        given, target, sample = videos[:, :, i:i + 1]
+        fvd.update(given, target, [sample])
     fvd.collect(world, 20)
     return fvd
+
 with join() as world:
     fvd = distance(world.part(20), world)
     if world.main:
-        from distributed import World
         assert fvd.result() == distance(range(20), World()).result()
         print('equal')
-""")
-    out, _ = run(script=script, launcher=[*RUN, '--standalone', '--nproc_per_node=3'])
-    assert out.split() == ['equal']
+''')
+    out, _ = run_together(3, script=script)
+    assert out == 'equal\n'

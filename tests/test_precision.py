@@ -70,7 +70,7 @@ def test_type_of_each_device(monkeypatch):
     with pytest.raises(UserError, match='--amp_dtype float16 needs a CUDA device'):
         amp_dtype('float16', CPU)
     monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: False, raising=False)
-    with pytest.raises(UserError, match='this CPU does not compute with bfloat16'):
+    with pytest.raises(UserError, match='this CPU has no bfloat16 instructions'):
         amp_dtype('auto', CPU)
 
 

@@ -18,9 +18,8 @@ import torch
 import torchvision
 from tensorboardX.record_writer import RecordWriter
 
-from training import log
 import train
-from training import loop as trainer
+from training import log, loop as trainer, state as state_file
 from args import load_config
 from conftest import ROOT, TINY, steps, wait_for_rows
 from model import build_model
@@ -144,17 +143,17 @@ def test_run_killed_before_its_first_state_resumes_bit_for_bit(unbroken, tmp_pat
 
 def test_run_killed_between_two_files_repeats_both(unbroken, tmp_path, monkeypatch):
     folder = tmp_path / 'run'
-    real = trainer.save
+    real = state_file.save
 
     def save(path, value):
         real(path, value)
         if path.name == 'model.pt' and len(rows(folder)) > 85:  # of 80 steps and 8 validations
             raise KeyboardInterrupt
-    monkeypatch.setattr(trainer, 'save', save)
+    monkeypatch.setattr(state_file, 'save', save)
     with pytest.raises(KeyboardInterrupt):
         train.main(options(folder))
     assert load(folder / 'state.pt')['step'] < 80
-    monkeypatch.setattr(trainer, 'save', real)
+    monkeypatch.setattr(state_file, 'save', real)
     assert train.main(['--resume', '--save_path', str(folder)]) == 0
     assert_same_end(folder, unbroken)
 
@@ -166,7 +165,7 @@ def test_weights_without_a_state_are_not_lost(unbroken, tmp_path):
     for half in (None, b'half of a state'):
         if half:
             (folder / '.state.pt.1.tmp').write_bytes(half)
-        with pytest.raises(UserError, match='--resume: .*state.pt is missing, .* another folder' if half is None else '.state.pt.1.tmp is not a file'):
+        with pytest.raises(UserError, match='--resume: .*state.pt is missing, .* another folder' if half is None else '.state.pt.1.tmp is not a readable weights file'):
             train.main(['--resume', '--save_path', str(folder)])
         assert before.items() <= {p: p.read_bytes() for p in folder.iterdir()}.items()
 
@@ -206,17 +205,17 @@ def test_resume_removes_its_own_temporary_files_only(unbroken, tmp_path):
 
 
 def test_validation_that_is_repeated_stands_in_the_log_once(unbroken, tmp_path, monkeypatch):
-    folder, real = tmp_path / 'run', trainer.write
+    folder, real = tmp_path / 'run', state_file.write
 
     def write(path, state):
         if 'validated' in state and state['validated'] == 20:
             raise KeyboardInterrupt  # it is in the log already
         real(path, state)
-    monkeypatch.setattr(trainer, 'write', write)
+    monkeypatch.setattr(state_file, 'write', write)
     with pytest.raises(KeyboardInterrupt):
         train.main(options(folder, '--state_interval', '10'))
     assert [r['step'] for r in rows(folder) if r['val_psnr']] == ['10', '20'] and load(folder / 'state.pt')['validated'] == 10
-    monkeypatch.setattr(trainer, 'write', real)
+    monkeypatch.setattr(state_file, 'write', real)
     assert train.main(['--resume', '--save_path', str(folder)]) == 0
     assert_same_end(folder, unbroken)
 
@@ -259,7 +258,7 @@ def test_run_that_fails_ends(tmp_path):
     (folder / 'link').symlink_to(folder)
     os.replace(folder / 'link', folder / 'log.csv')  # a folder, at once: at no time is there none
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 2 and f'error: {folder}/log.csv cannot be written (Is a directory); change that and continue with --resume\n' in err
+    assert process.returncode == 2 and f'error: {folder}/log.csv cannot be written (Is a directory); check permissions and free space and continue with --resume\n' in err
     assert 'Traceback' not in err
 
 
@@ -295,7 +294,7 @@ def test_full_disk_under_events_is_a_sentence(tmp_path, monkeypatch):
             self._py_recordio_writer.close()
             self._py_recordio_writer = RecordWriter('/dev/full')
     monkeypatch.setattr(log, 'EventsWriter', Full)
-    monkeypatch.setattr(log, 'FLUSH', -1)
+    monkeypatch.setattr(log, 'FLUSH_INTERVAL', -1)
     with pytest.raises(UserError, match='run/events cannot be written .No space left on device.; free space and continue with --resume'):
         train.main(options(tmp_path / 'run'))
     with pytest.raises(UserError, match='events cannot be written'), log.RunLog(tmp_path, 0, 0) as run_log:
@@ -436,7 +435,7 @@ def test_resume_refuses_another_configuration(unbroken, tmp_path):
         with pytest.raises(UserError, match='is not a state of this run'):
             train.main(['--resume', '--save_path', str(tmp_path)])
     (tmp_path / 'state.pt').write_bytes((unbroken / 'state.pt').read_bytes()[:1000])
-    with pytest.raises(UserError, match='cannot be read|can be read safely'):
+    with pytest.raises(UserError, match='cannot be read|is not a readable weights file'):
         train.main(['--resume', '--save_path', str(tmp_path)])
 
 
@@ -493,9 +492,9 @@ def test_errors_come_before_files(tmp_path, monkeypatch):
         train.main(options(tmp_path / 'file' / 'run'))
     assert train.main(options(folder, *steps(1, 0))) == 0
     monkeypatch.setattr(os, 'access', lambda path, mode: False)  # as for a folder of somebody else's
-    with pytest.raises(UserError, match='--resume: .*run cannot be written to'):
+    with pytest.raises(UserError, match='--resume: .*run is not writable'):
         train.main(['--resume', '--save_path', str(folder)])
-    with pytest.raises(UserError, match='--save_path .* cannot be written to'):
+    with pytest.raises(UserError, match='--save_path .* is not writable'):
         train.main(options(tmp_path / 'other'))
 
 
@@ -557,7 +556,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(resumable):
     torch.save(state, folder / 'state.pt')
     process = start(*options(folder.parent / 'other'))
     wait_for_rows(process, folder.parent / 'other', 2)
-    with pytest.raises(UserError, match='--save_path .*other: another process trains there; end it, or give another folder'):
+    with pytest.raises(UserError, match='--save_path .*other: another process is training there; stop it, or use another folder'):
         train.main(['--resume', '--save_path', str(folder.parent / 'other')])
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -581,4 +580,4 @@ def test_too_little_memory_is_a_sentence(error, code, capsys):
     with pytest.raises(SystemExit if code else RuntimeError) as caught:
         run_script(fail)
     if code:
-        assert caught.value.code == code and re.fullmatch(r'error: memory does not suffice \(.*\); give fewer videos .*\n', capsys.readouterr().err)
+        assert caught.value.code == code and re.fullmatch(r'error: out of memory \(.*\); use a smaller --batch_size, .*\n', capsys.readouterr().err)
