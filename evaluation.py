@@ -27,8 +27,8 @@ from metrics.scoring import LastFrame, Scorer, concatenate
 from metrics.summary import count, finite, score_lines, summary
 from model import build_model
 from pictures import frames as pictures
-from sampling import Chunk, Futures, draw_noise
-from utils import describe, require_memory
+from sampling import Chunk, Futures, check_memory, draw_noise
+from utils import describe
 
 N_RANDOM = 5  # samples saved as random_1.npz …
 RESULTS = ['results.json', 'results.npz', f'random_[1-{N_RANDOM}].npz', 'cond_rec.npz',
@@ -83,7 +83,7 @@ def prepare(args, config, world):
     if n_videos < world.size:
         raise UserError(f'{n_videos} videos cannot be shared by {world.size} processes; '
                         'start fewer')
-    check_memory(args, config, device, n_videos)
+    check_memory(config, min(args.batch_size, n_videos), args, device)
     model, digest = get_model(args, config, device)
     fvd = None
     if args.fvd:
@@ -92,14 +92,6 @@ def prepare(args, config, world):
         fvd = metrics.fvd.FVD(embed, args.fvd_samples)
     protocol = get_protocol(args, config, scorer, digest, fvd)
     return Task(args, scorer, model, fvd, protocol)
-
-
-def check_memory(args, config, device, n_videos):
-    """Check a lower bound of what the samples of a batch, and all saved frames, need."""
-    videos = min(args.batch_size, n_videos)
-    numbers = config.nz + config.ny * args.n_euler_steps
-    require_memory(4 * videos * args.n_samples * args.nt_gen * numbers, device,
-                   'use a smaller --batch_size, --n_samples or --nt_gen')
 
 
 def get_model(args, config, device):

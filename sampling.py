@@ -7,7 +7,7 @@ from metrics.frame import psnr
 from metrics.scoring import Best
 from model import Noise
 from module import FrozenDecoder
-from utils import stream_generator
+from utils import require_memory, stream_generator
 
 
 def draw_noise(model, seed, stream, videos, n_samples, nt):
@@ -35,6 +35,24 @@ def draw_noise(model, seed, stream, videos, n_samples, nt):
     draws = [model.draw_noise(nt, n_samples, generator=stream_generator(seed, stream, i))
              for i in videos]
     return Noise(*(torch.stack(part, -2) for part in zip(*draws)))
+
+
+def check_memory(config, n_videos, args, device):
+    """Raise a UserError if the noise and states of all samples exceed the memory.
+
+    Parameters
+    ----------
+    config : argparse.Namespace
+        Of the model.
+    n_videos : int
+        Videos at a time.
+    args : argparse.Namespace
+        With `nt_gen` and, unless 1, `n_samples` and `n_euler_steps`.
+    """
+    numbers = config.nz + config.ny * getattr(args, 'n_euler_steps', 1)
+    n_samples = getattr(args, 'n_samples', 1)
+    require_memory(4 * n_videos * n_samples * args.nt_gen * numbers, device,
+                   'use fewer videos at a time, --n_samples, --nt_gen or --n_euler_steps')
 
 
 class Chunk:

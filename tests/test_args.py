@@ -9,7 +9,6 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY
 
 import args
 import data
@@ -18,6 +17,7 @@ import module
 import test as evaluation
 import train
 from args import PRESETS, config_dict, load_config, parse_train, preset_config
+from conftest import ROOT, TINY
 from files import UserError
 from parsing import number
 from preprocessing.mmnist import make_test_set

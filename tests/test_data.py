@@ -18,10 +18,10 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, ROOT
 from torchvision.datasets import MNIST
 
 from args import load_config
+from conftest import GOLDEN, ROOT
 from data import load_test, mmnist
 from data.clips import get_fold
 from data.digits import load_digits

@@ -17,10 +17,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, ROOT, steps
 from PIL import Image
 
 import train
+from conftest import GOLDEN, ROOT, steps
 from data import load_test, load_train
 from data.clips import Clips, get_fold
 from data.kth import CLASSES

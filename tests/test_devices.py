@@ -6,13 +6,13 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import DEVICES, TINY, steps
 
 import damage
 import test as evaluation
 import train
 import visualize
 from checkpoint import load
+from conftest import DEVICES, TINY, steps
 from training.loop import Trainer
 from training.precision import has_bfloat16
 

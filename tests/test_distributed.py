@@ -15,11 +15,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, steps, wait_for_rows
 from processes import Script, free_port, run_job, start_job
 
 import train
 from checkpoint import load
+from conftest import ROOT, TINY, steps, wait_for_rows
 from distributed import World, join
 from files import UserError
 

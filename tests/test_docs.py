@@ -12,10 +12,10 @@ import shlex
 from typing import NamedTuple
 
 import pytest
-from conftest import ROOT
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from args import NT_GEN, parse_train
+from conftest import ROOT
 from files import UserError
 
 MANUAL = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]

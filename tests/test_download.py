@@ -15,8 +15,8 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
-from conftest import ROOT
 
+from conftest import ROOT
 from files import UserError
 from preprocessing import download
 from preprocessing.bair import download as bair

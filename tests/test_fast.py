@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from conftest import TINY
 from test_metrics import random_backbone
 
 import module
 from args import parse_train
+from conftest import TINY
 from files import UserError
 from metrics import PSNR, SSIM
 from metrics.lpips import LPIPS

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
+from conftest import ROOT
 from files import UserError, exclusive, progress_bar
 
 # Holds a lock, also during the life of a forked child, until it is killed

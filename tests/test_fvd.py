@@ -14,10 +14,10 @@ import pytest
 import scipy.linalg
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN, ROOT
 from test_evaluation import script as test_script
 
 import metrics.fvd
+from conftest import GOLDEN, ROOT
 from files import UserError
 from metrics.fvd import FVD, Embedding, build_embedding, convert, fvd, i3d, tfhub, weights
 from metrics.fvd import __main__ as script

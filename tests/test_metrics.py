@@ -6,10 +6,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
 from skimage.metrics import structural_similarity
 
 import metrics.lpips
+from conftest import GOLDEN
 from files import UserError, sha256
 from metrics import build_metrics
 from metrics.frame import PSNR, SSIM, psnr, ssim

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
 from torch.distributions import Normal, kl_divergence
 
+from conftest import GOLDEN
 from model import Noise, build_model, gaussian_kl, gaussian_nll, loss, normal_params
 
 ARCHITECTURES = ['dcgan', 'dcgan_skip', 'vgg', 'vgg_skip']

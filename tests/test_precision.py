@@ -10,15 +10,15 @@ import torch.nn as nn
 
 import distributed
 import train
-from training import loop as trainer
 from args import parse_train
+from checkpoint import load
 from conftest import TINY, steps
 from data import load_train
 from distributed import World
 from files import UserError
 from model import build_model
+from training import loop as trainer
 from training.precision import Apex, Precision, amp_dtype, has_bfloat16
-from checkpoint import load
 from utils import check_compile
 
 NOT_STOPPED = SimpleNamespace(received=None)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import TINY, stirred
 
 from args import parse_train
+from conftest import TINY, stirred
 from metrics.frame import PSNR, SSIM, psnr, ssim
 from metrics.scoring import Best, LastFrame, evaluate_batch, quantise
 from model import Noise, build_model

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from test_evaluation import arrays
 from test_evaluation import script as test_script
 from test_metrics import random_backbone
 
+from conftest import ROOT
 from files import UserError
 from metrics import __main__ as script
 from metrics.frame import psnr, ssim

@@ -19,12 +19,14 @@ import torchvision
 from tensorboardX.record_writer import RecordWriter
 
 import train
-from training import log, loop as trainer, state as state_file
 from args import load_config
-from conftest import ROOT, TINY, steps, wait_for_rows
-from model import build_model
-from files import UserError, run_script
 from checkpoint import load, load_weights, save
+from conftest import ROOT, TINY, steps, wait_for_rows
+from files import UserError, run_script
+from model import build_model
+from training import log
+from training import loop as trainer
+from training import state as state_file
 
 STEPS = steps(60, 20)
 

@@ -1,4 +1,4 @@
-"""A training job from its options to its exit code: what `train.py` does once PyTorch is imported."""
+"""A training job, from its options to its exit code: what `train.py` does."""
 
 import contextlib
 import hashlib
