@@ -47,11 +47,12 @@ def load_clip(config, data_dir, name, t_0, nt):
     video = find_converted(Path(data_dir) / CONVERTED[config.dataset].format(nx=config.nx), name)
     step = config.subsampling if config.dataset == 'human' else 1
     span = (nt - 1) * step + 1
-    check_videos([video], config.nx, config.nc, span)
-    if t_0 + span > len(video):
+    last = len(video) - span
+    if t_0 > last:
+        advice = f'a first frame (--t_0) of at most {last}' if last >= 0 else 'a smaller --nt_gen'
         raise UserError(f'{video.path} has {len(video)} frames, but the clip covers {span} from '
-                        f'frame {t_0} on; give a first frame (--t_0) of at most '
-                        f'{len(video) - span}')
+                        f'frame {t_0} on; give {advice}')
+    check_videos([video], config.nx, config.nc, span)
     return np.array(video.clip(t_0, nt, step)[..., :config.nc])  # a copy of the memory map
 
 

@@ -251,9 +251,9 @@ def load_test(config, data_dir, nt):
         raise UserError(f'{path}: sequences must be uint8 (T, N, {config.nx}, {config.nx}), found '
                         f'{sequences.dtype} {shape}; make it again with: {command}')
     if len(sequences) < nt:
-        raise UserError(f'{path} has videos of {len(sequences)} frames, fewer than --nt_gen {nt}; '
-                        'use a smaller --nt_gen, or replace the set by a longer one of other '
-                        f'videos: {command}')
+        raise UserError(f'{path} has videos of {len(sequences)} frames, but --nt_gen {nt} was '
+                        'requested; use a smaller --nt_gen, or replace the set by a longer one, of '
+                        f'other videos: {command}')
     if fastest > config.max_speed:
         print(f'note: {path} has digits of speed {fastest}, but the model was trained with '
               f'max_speed {config.max_speed}', file=sys.stderr)

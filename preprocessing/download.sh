@@ -22,6 +22,6 @@ missing=$("$python" -c 'import importlib.util as u
 names = "configargparse", "filelock", "numpy", "PIL", "requests", "tqdm"
 print(*[name for name in names if u.find_spec(name) is None], sep=", ")')
 [ -z "$missing" ] \
-    || fail "$python lacks the packages $missing; run $python -m pip install -r $root/requirements.txt"
+    || fail "$python lacks the packages $missing; $python -m pip install -r $root/requirements.txt"
 
 exec "$python" -m "preprocessing.$dataset.download" "$@"

@@ -276,7 +276,7 @@ def test_loading_a_test_set(data_dir, run_dir, tmp_path, monkeypatch, capsys):
     with np.load(data_dir / 'smmnist5k_test_2digits_64.npz', allow_pickle=False) as arrays:
         expected = arrays['sequences'][:6, 3:5]
         np.testing.assert_array_equal(testset.videos(range(3, 5))[..., 0], expected)
-    with pytest.raises(UserError, match='videos of 8 frames, fewer than --nt_gen 9'):
+    with pytest.raises(UserError, match='videos of 8 frames, but --nt_gen 9'):
         load_test(config, data_dir, 9)
     command = 'python -m preprocessing.mmnist.make_test_set'
     with pytest.raises(UserError, match=f'does not exist; make it with: {command}'):

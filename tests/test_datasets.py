@@ -941,7 +941,7 @@ SMALL = ['--nf', '2', '--nhx', '8', '--ny', '4', '--nz', '3', '--nh_inf', '8', '
     ('kth', '--preset kth --seq_len 12 --seq_len_test 12', 11, 6, 'svg_test_set_12.npz'),
     ('human', '--preset human --subsampling 4 --seq_len 4 --seq_len_test 5 --nt_cond 3', 7, 4,
      'test_set_7_4'),
-    ('bair', '--preset bair', 30, 3, 'processed_data/test'),
+    ('bair', '--preset bair --seq_len 4 --seq_len_test 6', 30, 3, 'processed_data/test'),
     ('folder', '--dataset folder --nc 3 --nt_inf 2 --nt_cond 3 --seq_len 6 --archi vgg --skipco',
      10, 1, 'test')])
 def test_presets_train_and_evaluate(dataset, options, nt_gen, clips, test_set, request, tmp_path,
