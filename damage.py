@@ -80,9 +80,9 @@ def damage_parser():
     add_device_option(g)
     g.add_argument('--out_dir', help='folder for the results, which replace earlier ones; '
                                      'default: the folder damage in --xp_dir')
-    return parser
     g.add_argument('--overwrite', action='store_true',
                    help='also replace files in --out_dir that an earlier call did not write')
+    return parser
 
 
 def add_clip_options(g):
@@ -166,9 +166,6 @@ def check_damage(args, config):
     if a.experiment and config.dataset != 'kth':
         raise UserError(f'--experiment {a.experiment} is on KTH, but the model was trained on '
                         f'{config.dataset}; use --index or --video')
-    if a.video == '':
-        raise UserError('--video is empty; use a converted video, such as '
-                        'running/person01_running_d4, or leave it out')
     if a.video and config.dataset == 'smmnist':
         raise UserError(f'--video {a.video}: the videos of smmnist are not files; use --index')
 

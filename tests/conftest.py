@@ -102,7 +102,7 @@ def server(tmp_path):
         def log_message(self, *_):
             pass
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Handler, directory=folder)) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        threading.Thread(target=httpd.serve_forever, args=[0.01], daemon=True).start()
         yield folder, f'http://127.0.0.1:{httpd.server_port}/'
         httpd.shutdown()
 

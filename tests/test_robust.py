@@ -83,7 +83,7 @@ def test_checksums_of_archives(tmp_path):
     (float('inf'), 'has values that are not finite'), (float('nan'), 'has values that are not'),
     (-1., 'has negative variances')])
 @pytest.mark.parametrize('script', [evaluation_script, damage, export])
-def test_absurd_weights_are_refused(script, value, sentence, trained, tmp_path, call):
+def test_absurd_weights_are_refused(script, value, sentence, trained, data_dir, tmp_path, call):
     folder = shutil.copytree(trained, tmp_path / 'run')
     state = load(folder / 'model.pt')
     name = next(k for k in state if k.endswith('running_var'))
@@ -91,7 +91,7 @@ def test_absurd_weights_are_refused(script, value, sentence, trained, tmp_path, 
     save(folder / 'model.pt', state)
     argv = ['--xp_dir', folder, '--out_dir', tmp_path / 'out']
     if script is not export:
-        argv += ['--data_dir', tmp_path]
+        argv += ['--data_dir', data_dir, '--nt_gen', 5]
     if script is evaluation_script:
         argv += ['--metrics', 'psnr']
     result = call(script.main, *argv)
