@@ -5,6 +5,7 @@ of the preset.
 """
 
 import filecmp
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -129,7 +130,7 @@ def holds_model(out_dir):
     if all((out_dir / name).is_file() for name in FILES):
         return True
     if out_dir.exists() and not (out_dir.is_dir() and next(out_dir.iterdir(), None) is None):
-        raise UserError(f'--out_dir {out_dir} exists, and is not a model ({", ".join(FILES)}); '
+        raise UserError(f'--out_dir {out_dir} exists, but does not hold {" and ".join(FILES)}; '
                         'use another folder')
     return False
 
@@ -188,7 +189,8 @@ def download_error(address, error):
                          'set; unset it, or copy the cache of another machine')
     if isinstance(error, OSError) and error.errno:
         return WriteError.of(error.filename or HF_HUB_CACHE, error)
-    reason = str(error).strip().partition('\n')[0].rstrip('.') or type(error).__name__
+    reason = re.split(r'\.?\n| for url', str(error).strip())[0] or type(error).__name__
+    reason = reason[-120:]  # the cause comes last
     return UserError(f'{address} cannot be downloaded ({reason}); check the network and '
                      f'HF_ENDPOINT and run the command again, or take the files from {ORIGIN}')
 
