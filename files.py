@@ -324,7 +324,8 @@ def reading(path, complaint, advice):
     except Exception as error:  # NumPy, zipfile, zlib, Pillow and PyTorch raise many kinds
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise
-        if isinstance(error, OSError) and error.errno:
+        # PyTorch gives EINVAL for a truncated file
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise UserError(f'{path} cannot be read ({error.strerror}); '
                             'check path, permissions and disk') from None
         reason = str(error).strip().partition('\n')[0] or type(error).__name__

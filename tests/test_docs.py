@@ -28,6 +28,7 @@ PARSERS = {
     'visualize': ('visualize', 'visualize_parser'),
     'damage': ('damage', 'damage_parser'),
     'export': ('export', 'export_parser'),
+    'pretrained': ('pretrained', 'pretrained_parser'),
     'metrics': ('metrics.__main__', 'get_parser'),
     'metrics.fvd': ('metrics.fvd.__main__', 'get_parser'),
     'metrics.fvd.convert': None,

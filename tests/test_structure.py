@@ -17,9 +17,9 @@ FLOORS = [
     {'checkpoint'},
     {'metrics'},
     {'sampling'},
-    {'distributed', 'pictures', 'preprocessing'},
+    {'distributed', 'perturbation', 'pictures', 'preprocessing'},
     {'evaluation', 'training'},
-    {'damage', 'export', 'test', 'train', 'visualize', '__main__'},  # scripts
+    {'damage', 'export', 'pretrained', 'test', 'train', 'visualize', '__main__'},  # scripts
     {'benchmarks'},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -34,7 +34,8 @@ SOURCES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(PATH
 TREES = {name: ast.parse(text, name) for name, text in SOURCES.items()}
 TESTS = {f'tests/{path.name}': path.read_text() for path in sorted((ROOT / 'tests').glob('*.py'))}
 
-WITHOUT_TORCH = ['files', 'parsing', 'args', *(
+WITHOUT_TORCH = ['files', 'parsing', 'args', 'train', 'test', 'damage', 'visualize', 'export',
+                 'pretrained', *(
     name.removesuffix('.py').removesuffix('/__init__').replace('/', '.') for name in SOURCES
     if name.startswith(('data/', 'preprocessing/')) and name != 'data/stream.py')]
 
