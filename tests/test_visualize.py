@@ -447,7 +447,7 @@ def test_predict_for_human_takes_one_frame_in_eight_of_the_box(tmp_path):
     given, _ = predicted(xp_dir, path, tmp_path, '--nt_gen', 4, '--t_0', 1)
     np.testing.assert_array_equal(given, frames[[8, 16, 24]])
     encode(tmp_path / 'small.mkv', '160x120', 25, 1.2)
-    with pytest.raises(UserError, match='1000 x 1000 .*, found 160 x 120'):
+    with pytest.raises(UserError, match='frames of 1000 x 1000 are expected, found 160 x 120'):
         predicted(xp_dir, tmp_path / 'small.mkv', tmp_path)
 
 
@@ -632,7 +632,7 @@ def test_errors_of_predict(colour, video, tmp_path):
              'has 20 frames from --t_0 0 on, but there are 30 conditioning frames'),
             (tmp_path / 'nowhere', [], '--video .*nowhere does not exist'),
             (tmp_path / 'no.mp4', [], '--video .*no.mp4 cannot be read as a video of folder'),
-            (tmp_path / 'empty', [], 'folder without pictures')):
+            (tmp_path / 'empty', [], 'folder without (pictures|images)')):
         with pytest.raises(UserError, match=message):
             draw('predict', colour[0], '--video', source, '--out', tmp_path / 'out' / 'p.gif',
                  *more)
