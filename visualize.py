@@ -265,9 +265,9 @@ def main(argv=None):
         make_folder(path.parent, '--out: folder')
     for b, files in enumerate(args.files):
         part = slice(b, b + 1) if len(args.files) > 1 else slice(None)
-        draw = VIEWS[args.what](model, truth[:, part], args.index[part], args)
+        drawing = VIEWS[args.what](model, truth[:, part], args.index[part], args)
         for path in files:
-            draw(path)
+            drawing.write(path)
             print(f'{args.what}: {path}')
 
 

@@ -1,10 +1,11 @@
 """What `visualize.py` draws.
 
-Each view computes what it shows of true videos uint8 (T, B, H, W, C), and returns a function that
-draws it to a path.
+Each view takes true videos uint8 (T, B, H, W, C), computes what it shows, and returns a `Drawing`.
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,18 @@ from utils import to_video
 
 N_RANDOM = 3        # random futures in `samples`
 FRAMERATE_ROWS = 6  # frames in the picture of `framerate`
+
+
+class Drawing(NamedTuple):
+    """Functions that write a view to a path, by kind of file."""
+    still: Callable
+    animation: Callable = None
+    arrays: Callable = None
+
+    def write(self, path):
+        """Write the view to a file, by its extension."""
+        kinds = {'.png': self.still, '.npz': self.arrays}
+        kinds.get(path.suffix.lower(), self.animation)(path)
 
 
 def get_futures(model, truth, index, args, **kwargs):
@@ -52,11 +65,6 @@ def decode(model, w, y, skips):
     return to_frames(Chunk(model).decode(lambda part: model.decode(w, part, skips), y))
 
 
-def is_still(path):
-    """Whether a file is a single picture."""
-    return path.suffix.lower() == '.png'
-
-
 def repeated(frame, n):
     """Video (n, H, W, C) of a frame."""
     return np.broadcast_to(frame, (n, *frame.shape))
@@ -84,13 +92,14 @@ def samples(model, truth, index, args):
             'mean': to_frames(mean), '2 std': to_frames(2 * std)}
     truth, given = truth[:, 0], truth[:args.nt_cond, 0]
 
-    def draw(path):
-        if is_still(path):
-            return frames.strip(path, {'truth': truth, **rows}, args.nt_cond)
+    def still(path):
+        frames.strip(path, {'truth': truth, **rows}, args.nt_cond)
+
+    def animation(path):
         columns = {name: np.concatenate([given, row]) for name, row in rows.items()}
         columns['2 std'][:args.nt_cond] = 0
         frames.animation(path, {'truth': truth, **columns}, args.nt_cond, args.fps, across=4)
-    return draw
+    return Drawing(still, animation)
 
 
 def predict(model, truth, index, args):
@@ -103,15 +112,14 @@ def predict(model, truth, index, args):
     video = np.pad(truth, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255)
     rows = {f'future {s + 1}': future for s, future in enumerate(x)}
 
-    def draw(path):
-        if path.suffix.lower() == '.npz':
-            return write_npz(path, samples=x, given=given)
-        if is_still(path):
-            return frames.strip(path, {'video': video, **rows}, args.nt_cond)
+    def still(path):
+        frames.strip(path, {'video': video, **rows}, args.nt_cond)
+
+    def animation(path):
         columns = {name: np.concatenate([given, row]) for name, row in rows.items()}
         across = max(3, math.ceil(math.sqrt(len(x) + 1)))
         frames.animation(path, {'video': video, **columns}, args.nt_cond, args.fps, across)
-    return draw
+    return Drawing(still, animation, lambda path: write_npz(path, samples=x, given=given))
 
 
 def framerate(model, truth, index, args):
@@ -122,22 +130,20 @@ def framerate(model, truth, index, args):
     ticks = np.arange((T - 1) * n + 1)  # tick i is time i / n
     smooth = np.concatenate([truth[ticks[:last * n + 1] // n], to_frames(future[:, 0])])
 
-    def draw_still(path):
+    def still(path):
         times = range(last, T - 1)[:FRAMERATE_ROWS]
         headings = [Heading('truth'), Heading('t'), *(Heading(f't + {k}/{n}') for k in range(1, n))]
         names = [Heading(f't = {t}', frames.moment(t, args.nt_cond)[0]) for t in times]
         cells = [[truth[t], *smooth[t * n:t * n + n]] for t in times]
         frames.write_picture(path, frames.table(cells, headings, names))
 
-    def draw(path):
-        if is_still(path):
-            return draw_still(path)
+    def animation(path):
         captions = [frames.moment(t, args.nt_cond, f' + {k}/{n}' if k else '')
                     for t, k in zip(*divmod(ticks, n))]
         headings = list(map(Heading, ('truth', 'frames', f'frames and {n - 1} between')))
         cells = [[truth[ticks // n], smooth[ticks - ticks % n], smooth]]
         frames.animated_table(path, cells, headings, [], captions, args.fps)
-    return draw
+    return Drawing(still, animation)
 
 
 # Content, motion and states
@@ -155,21 +161,19 @@ def swap(model, truth, index, args):
     names = ['truth', *(f'video {i}' for i in index)]
     motions = [f'motion of video {i}' for i in index]
 
-    def draw_still(path):
+    def still(path):
         times = frames.spaced(args.nt_cond, args.nt_gen, max(2, frames.COLUMNS // B))
-        still = [[None if content is None else content[0],
+        shown = [[None if content is None else content[0],
                   *(video[t] for video in videos for t in times)] for content, *videos in cells]
         text, span = f't = {", ".join(map(str, times))}', len(times)
         headings = [Heading('content'), *(Heading(f'{m}, {text}', span=span) for m in motions)]
-        frames.write_picture(path, frames.table(still, headings, names))
+        frames.write_picture(path, frames.table(shown, headings, names))
 
-    def draw(path):
-        if is_still(path):
-            return draw_still(path)
+    def animation(path):
         captions = [frames.moment(t, args.nt_cond) for t in range(args.nt_gen)]
         headings = list(map(Heading, ['content', *motions]))
         frames.animated_table(path, cells, headings, names, captions, args.fps)
-    return draw
+    return Drawing(still, animation)
 
 
 def mix(pair, a):
@@ -191,22 +195,20 @@ def interpolate(model, truth, index, args):
     left, right = (Heading(f'video {i}, t = 0', frames.GIVEN) for i in index)
     steps = [f'a = {step:.3g}' for step in a.tolist()]
 
-    def draw_still(path):
+    def still(path):
         cells = [[None, *video, None] for video in contents.values()]
         cells[1][0], cells[1][-1] = truth[0]
         headings = [left, *map(Heading, steps), right]
         frames.write_picture(path, frames.table(cells, headings, list(contents)))
 
-    def draw(path):
-        if is_still(path):
-            return draw_still(path)
+    def animation(path):
         order = [*range(args.steps), *range(args.steps - 2, 0, -1)]  # there and back
         start, end = (repeated(frame, len(order)) for frame in truth[0])
         cells = [[start, *(video[order] for video in contents.values()), end]]
         headings = [left, *map(Heading, contents), right]
         captions = [(frames.INK, steps[k]) for k in order]
         frames.animated_table(path, cells, headings, [], captions, args.fps)
-    return draw
+    return Drawing(still, animation)
 
 
 def pca(y):
@@ -226,7 +228,7 @@ def latent(model, truth, index, args):
     x = decode(model, futures.cond.w, y[times], futures.cond.skips)  # (times, B, H, W, C)
     flat, share = pca(y.flatten(0, 1).cpu().numpy())
 
-    def draw(path):
+    def still(path):
         size = max(800, 200 * len(index))
         plot, colours = charts.plane(flat.reshape(*y.shape[:2], 2), times, share, size)
         moments = [frames.moment(t, args.nt_cond) for t in times]
@@ -234,7 +236,7 @@ def latent(model, truth, index, args):
         names = [Heading(f'video {i}', colour) for i, colour in zip(index, colours)]
         table = frames.table(list(x.swapaxes(0, 1)), headings, names)
         frames.write_picture(path, frames.side_by_side([plot, table]))
-    return draw
+    return Drawing(still)
 
 
 VIEWS = {view.__name__: view for view in (samples, framerate, swap, interpolate, latent, predict)}

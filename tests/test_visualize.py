@@ -448,7 +448,7 @@ def test_predict_for_human_takes_one_frame_in_eight_of_the_box(tmp_path):
     given, _ = predicted(xp_dir, path, tmp_path, '--nt_gen', 4, '--t_0', 1)
     np.testing.assert_array_equal(given, frames[[8, 16, 24]])
     encode(tmp_path / 'small.mkv', '160x120', 25, 1.2)
-    with pytest.raises(UserError, match='1000 x 1000 .*, found 160 x 120'):
+    with pytest.raises(UserError, match='frames of 1000 x 1000 are expected, found 160 x 120'):
         predicted(xp_dir, tmp_path / 'small.mkv', tmp_path)
 
 
