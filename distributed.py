@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from files import UserError
+from files import UserError, explain
 from utils import get_device
 
 # How long to wait for a slower process, at the start and later; a dead one is noticed at once
@@ -106,10 +106,12 @@ class World:
             if turn == (self.local_rank == 0):
                 try:
                     result = function()
-                except UserError as error:
-                    end = 2, str(error)
                 except SystemExit as error:
                     end = error.code, None
+                except Exception as error:
+                    if explain(error) is None:
+                        raise
+                    end = 2, explain(error)
             ends = self.gather(end)
             rank = next((r for r, e in enumerate(ends) if e is not None), None)
             if rank is not None:

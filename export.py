@@ -46,11 +46,15 @@ def main(argv=None):
             raise UserError(f'--out_dir {out_dir} holds another model ({name}); '
                             'use another folder')
     make_folder(out_dir, '--out_dir')
+    save(out_dir / 'model.pt', state)
     # Without what belongs to the machine and to the course of the run
     kept = {k: v for k, v in read_json(Path(args.xp_dir) / 'config.json').items()
             if k not in FREE_ON_RESUME | {'weights'}}
-    write_json(out_dir / 'config.json', kept)
-    save(out_dir / 'model.pt', state)
+    try:
+        write_json(out_dir / 'config.json', kept)
+    except UserError:  # half an export would be in the way of the next
+        (out_dir / 'model.pt').unlink()
+        raise
     before, after = (path.stat().st_size / 1e6 for path in (weights, out_dir / 'model.pt'))
     print(f'{out_dir}: config.json, model.pt ({after:.1f} MB, from {before:.1f}); '
           f'score it with: python test.py --xp_dir {out_dir}')

@@ -110,6 +110,10 @@ def explain(error):
         return str(error)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return str(WriteError.of(error.filename or 'a file', error))
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f'{error.filename} is too long a name; use a shorter one'
+    if isinstance(error, OSError | RuntimeError) and 'Too many open files' in str(error):
+        return 'too many open files; raise the limit with ulimit -n'
     if is_out_of_memory(error):
         reason = str(error).strip().partition('\n')[0] or type(error).__name__
         return (f'out of memory ({reason}); use a smaller --batch_size, fewer samples or a smaller '
@@ -328,7 +332,9 @@ def reading(path, complaint, advice):
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise UserError(f'{path} cannot be read ({error.strerror}); '
                             'check path, permissions and disk') from None
-        reason = str(error).strip().partition('\n')[0] or type(error).__name__
+        reason = str(error).strip().partition('\n')[0]
+        if ' ' not in reason:  # such as the key of a KeyError
+            reason = f'{type(error).__name__} {reason}'.strip()
         if re.search('pickle|weights.only', reason, re.I):  # would suggest an unsafe way
             reason = 'it holds more than tensors and plain values'
         raise UserError(f'{path} {complaint} ({reason}); {advice}') from None
@@ -342,6 +348,14 @@ def check_archive(path):
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise ValueError(f'{damaged} in it does not match its checksum: the file is damaged')
+
+
+def read_npz(path):
+    """Arrays of an `.npz` by name. Unlike those of `np.load`, they match their checksums."""
+    with zipfile.ZipFile(path) as archive:  # `read` verifies the checksum
+        members = [name for name in archive.namelist() if name.endswith('.npy')]
+        return {name.removesuffix('.npy'): np.lib.format.read_array(
+            io.BytesIO(archive.read(name)), allow_pickle=False) for name in members}
 
 
 def read_json(path):
@@ -364,6 +378,19 @@ def sha256(path):
         while block := f.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def memory():
+    """Memory of the machine, in bytes."""
+    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+
+
+def check_memory(needed, advice, available=None, where='the machine'):
+    """Raise a UserError if a lower bound of what is needed exceeds the memory, in bytes."""
+    available = available or memory()
+    if needed > available:
+        raise UserError(f'this takes at least {needed / 1e9:,.0f} GB of memory, '
+                        f'but {where} has {available / 1e9:,.0f} GB; {advice}')
 
 
 def cores():

@@ -1,12 +1,11 @@
 """Random numbers and devices."""
 
 import ctypes
-import os
 
 import numpy as np
 import torch
 
-from files import UserError
+from files import UserError, check_memory
 
 # Random numbers
 
@@ -68,19 +67,12 @@ def keep_memory():
         mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
 
 
-def memory_of(device):
-    """Memory of a device, or of the machine, in bytes."""
-    if device.type == 'cuda':
-        return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-
-
 def require_memory(needed, device, advice):
-    """Raise a UserError if a lower bound of the memory needed, in bytes, exceeds what there is."""
-    if needed > (found := memory_of(device)):
-        where = 'the GPU' if device.type == 'cuda' else 'the machine'
-        raise UserError(f'this takes at least {needed / 1e9:,.0f} GB of memory, '
-                        f'but {where} has {found / 1e9:,.0f} GB; {advice}')
+    """Raise a UserError if a lower bound of the memory needed, in bytes, exceeds a device's."""
+    if device.type == 'cuda':
+        check_memory(needed, advice, torch.cuda.mem_get_info(device)[1], 'the GPU')
+    else:
+        check_memory(needed, advice)
 
 
 def describe(device):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,24 @@ import numpy as np
 from files import UserError
 
 SIZE = 28
+
+
+# MD5 of the unpacked files
+MNIST_MD5 = {
+    'train-images-idx3-ubyte': '6bbc9ace898e44ae57da46a324031adb',
+    'train-labels-idx1-ubyte': 'a25bea736e30d166cdddb491f175f624',
+    't10k-images-idx3-ubyte': '2646ac647ad5339dbf082846283269ea',
+    't10k-labels-idx1-ubyte': '27ae3e4e09519cfbb04c329615203637'}
+
+
+def _check_mnist(raw, train):
+    """Raise a UserError if the files of a fold are not those of MNIST."""
+    for name, expected in MNIST_MD5.items():
+        if name.startswith('train') == train:
+            found = hashlib.md5((raw / name).read_bytes()).hexdigest()
+            if found != expected:
+                raise UserError(f'{raw / name} has the MD5 {found}, but that of MNIST has '
+                                f'{expected}; remove it to download it again')
 
 
 def _mnist(data_dir, train):
@@ -27,6 +46,7 @@ def _mnist(data_dir, train):
         raise UserError(f'MNIST can be neither read from {raw} nor downloaded ({reason}); put the '
                         'four unpacked files, train-images-idx3-ubyte etc., in that folder'
                         ) from None
+    _check_mnist(raw, train)
     return digits.data.numpy(), digits.targets.numpy().astype(np.uint8)
 
 

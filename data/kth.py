@@ -7,7 +7,7 @@ import numpy as np
 
 from data.clips import Sequences, fold_clips, shortest_set
 from data.video import find_videos
-from files import UserError, reading
+from files import UserError, read_npz, reading
 
 CLASSES = ['boxing', 'handclapping', 'handwaving', 'jogging', 'running', 'walking']
 TRAIN_PERSONS, TEST_PERSONS = range(1, 21), range(21, 26)
@@ -36,9 +36,8 @@ def load_test(config, data_dir, nt):
     command = (f'python preprocessing/kth/make_test_set.py --data_dir {data_dir} '
                f'--seq_len {max(nt, 40)}')
     path, length = shortest_set(Path(data_dir), 'svg_test_set_<frames>.npz', nt, command)
-    with reading(path, 'is not a test set of KTH', f'make it again with: {command}'), \
-            np.load(path, allow_pickle=False) as arrays:
-        sequences = arrays['sequences']  # (N, T, H, W)
+    with reading(path, 'is not a test set of KTH', f'make it again with: {command}'):
+        sequences = read_npz(path)['sequences']  # (N, T, H, W)
     is_video = sequences.dtype == np.uint8 and sequences.ndim == 4
     if not is_video or not len(sequences) or sequences.shape[1] < nt \
             or sequences.shape[2:] != (config.nx, config.nx):

@@ -8,7 +8,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from data.clips import Sequences, get_fold
 from data.digits import SIZE, load_digits
-from files import UserError, reading
+from files import UserError, read_npz, reading
 
 EPS = 1e-8  # tolerance of positions on the border
 
@@ -241,10 +241,10 @@ def load_test(config, data_dir, nt):
     if not path.exists():
         raise UserError(f'the test set {path} does not exist; make it with: {command}')
     command += ' --force'
-    with reading(path, 'is not a test set of Moving MNIST', f'make it again with: {command}'), \
-            np.load(path, allow_pickle=False) as arrays:
+    with reading(path, 'is not a test set of Moving MNIST', f'make it again with: {command}'):
+        arrays = read_npz(path)
         sequences = arrays['sequences']
-        fastest = int(abs(arrays['latents'][..., 2:]).max()) if 'latents' in arrays.files else 0
+        fastest = int(abs(arrays['latents'][..., 2:]).max()) if 'latents' in arrays else 0
     shape = sequences.shape
     if sequences.dtype != np.uint8 or len(shape) != 4 or shape[2:] != (config.nx, config.nx) \
             or not shape[1]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
-from files import UserError, reading
+from files import UserError, check_archive, reading
 
 AGAIN = 'convert the video again'
 
@@ -68,7 +68,7 @@ class NpzVideo(Video):
     """Published layout of Human3.6M: an `.npz` file with `image`."""
 
     def __init__(self, path):
-        self.path = path
+        self.path, self.checked = path, False
         with self._open():
             pass
 
@@ -81,6 +81,10 @@ class NpzVideo(Video):
             yield f
 
     def _read(self, start, stop, step):
+        if not self.checked:  # once, at the first clip
+            with reading(self.path, 'is damaged', AGAIN):
+                check_archive(self.path)
+            self.checked = True
         size = math.prod(self.frame_shape)
         with self._open() as f:
             f.seek(start * size, os.SEEK_CUR)

@@ -22,10 +22,12 @@ def summary(scores):
     Returns
     -------
     dict of {'mean': float, 'ci95': float} by metric
+        One video has no interval: None.
     """
+    def interval(s):
+        return float(1.96 * s.std() / math.sqrt(len(s))) if len(s) > 1 else None
     with np.errstate(invalid='ignore'):  # the PSNR of a perfect prediction is infinite
-        return {name: {'mean': float(s.mean()), 'ci95': float(1.96 * s.std() / math.sqrt(len(s)))}
-                for name, s in scores.items()}
+        return {name: {'mean': float(s.mean()), 'ci95': interval(s)} for name, s in scores.items()}
 
 
 def score_lines(table):
@@ -33,12 +35,19 @@ def score_lines(table):
     lines = []
     for name, score in table.items():
         digits, unit = METRICS[name].digits, METRICS[name].unit
-        line = f'{name.upper():>5} {score["mean"]:.{digits}f} ± {score["ci95"]:.{digits}f} {unit}'
+        line = f'{name.upper():>5} {score["mean"]:.{digits}f}'
+        if math.isinf(score['mean']):
+            line = f'{name.upper():>5} inf (identical)'
+        elif score['ci95'] is None:
+            line += f' {unit} (one video)'.replace('  ', ' ')
+        else:
+            line += f' ± {score["ci95"]:.{digits}f} {unit}'
         lines.append(line.rstrip())
     return lines
 
 
 def finite(table):
     """A summary for JSON, with None in place of infinity and NaN."""
-    return {name: {k: v if math.isfinite(v) else None for k, v in score.items()}
-            for name, score in table.items()}
+    def number(v):
+        return v if v is not None and math.isfinite(v) else None
+    return {name: {k: number(v) for k, v in score.items()} for name, score in table.items()}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from files import UserError, reading
+from files import UserError, read_npz, reading
 
 
 def read_videos(path):
@@ -29,9 +29,8 @@ def read_array(path):
         if not isinstance(videos, np.ndarray):
             raise ValueError('it is an archive')
         return videos
-    with np.load(path, allow_pickle=False) as f:
-        name = 'samples' if 'samples' in f.files else f.files[0]
-        if name != 'samples' and len(f.files) > 1:
-            raise UserError(f'{path} holds {", ".join(f.files)}; '
-                            'expected one array, or one named samples')
-        return f[name]
+    arrays = read_npz(path)
+    if 'samples' not in arrays and len(arrays) != 1:
+        raise UserError(f'{path} holds {", ".join(arrays)}; '
+                        'expected one array, or one named samples')
+    return arrays.get('samples', next(iter(arrays.values())))

@@ -16,15 +16,21 @@ from PIL import Image
 
 from files import (
     UserError,
+    WriteError,
     exclusive,
     make_folder,
     progress_bar,
     read_json,
+    reading,
     replacing,
     replacing_folder,
+    sha256,
     write_json,
+    writing,
 )
-from parsing import Parser, positive_int, seed
+from parsing import Parser, frames, positive_int, seed
+
+CHECKSUMS = 'checksums.sha256'  # also for `sha256sum --check`
 
 
 class Unreadable(Exception):
@@ -44,7 +50,7 @@ def clips_parser(description, seq_len):
     """Parser with the options of a test set of clips, by default of `seq_len` frames."""
     parser = dataset_parser(description)
     parser.add_argument('--size', type=positive_int, default=1000, help='number of clips')
-    parser.add_argument('--seq_len', type=positive_int, default=seq_len,
+    parser.add_argument('--seq_len', type=frames, default=seq_len,
                         help='frames per clip, after subsampling if any')
     parser.add_argument('--seed', type=seed, default=42, help='seed of the draws')
     return parser
@@ -54,6 +60,12 @@ def add_size_option(parser):
     """Add `--image_size`."""
     parser.add_argument('--image_size', type=positive_int, default=64,
                         help='width and height of frames')
+
+
+def add_check_option(parser):
+    """Add `--check`."""
+    parser.add_argument('--check', action='store_true',
+                        help='convert nothing; compare converted videos with their checksums')
 
 
 def add_layout_option(parser, published):
@@ -68,7 +80,11 @@ def find_ffmpeg():
     """Path of ffmpeg: the binary shipped with imageio-ffmpeg, or the system's."""
     try:
         import imageio_ffmpeg
-        return imageio_ffmpeg.get_ffmpeg_exe()
+        path = imageio_ffmpeg.get_ffmpeg_exe()
+        if shutil.which(path):
+            return path
+        raise UserError(f'IMAGEIO_FFMPEG_EXE is {path}, which cannot be executed; unset it, '
+                        'or set it to ffmpeg')
     except (ImportError, RuntimeError):
         if path := shutil.which('ffmpeg'):
             return path
@@ -216,8 +232,38 @@ def converting(folder, options):
                 raise UserError(f'{folder} was converted with --{key} {before[key]}, found '
                                 f'{options[key]}; use the same, or remove the converted videos and '
                                 f'{path}')
-        write_json(path, options)
         yield
+
+
+def digests(target, folder):
+    """SHA-256 of the files of a converted target, by path below `folder`."""
+    files = sorted(target.rglob('*')) if target.is_dir() else [target]
+    return {str(path.relative_to(folder)): sha256(path) for path in files if path.is_file()}
+
+
+def add_checksums(target, folder):
+    """Append the checksums of a new target to those of a folder, in the format of sha256sum."""
+    with writing(folder / CHECKSUMS), open(folder / CHECKSUMS, 'a') as f:
+        f.writelines(f'{digest}  {name}\n' for name, digest in digests(target, folder).items())
+
+
+def check_converted(folder):
+    """Compare converted videos with their checksums; returns the exit code."""
+    path = folder / CHECKSUMS
+    if not path.exists():
+        raise UserError(f'{path} does not exist; convert the videos first')
+    with reading(path, 'is not a list of checksums', 'convert the videos again'):
+        # The last one counts: a video that was deleted may have been converted again
+        expected = {name: digest for digest, name in
+                    (line.split('  ', 1) for line in path.read_text().splitlines())}
+    wrong = []
+    for name, digest in progress_bar(expected.items(), 'checking', unit='file'):
+        if not (folder / name).is_file():
+            wrong.append(f'missing: {folder / name}')
+        elif sha256(folder / name) != digest:
+            wrong.append(f'damaged: {folder / name}; delete it to convert it again')
+    print(f'{len(expected):,} files, {len(wrong)} damaged or missing', *wrong, sep='\n')
+    return 1 if wrong else 0
 
 
 def run_jobs(jobs, executor, options, unit='video'):
@@ -243,23 +289,27 @@ def run_jobs(jobs, executor, options, unit='video'):
         if other != job.source:
             raise UserError(f'{other} and {job.source} would both be converted to {job.target}; '
                             'remove or rename one')
-    with converting(Path(os.path.commonpath([job.target.parent for job in jobs])), options):
-        return run_locked(jobs, executor, unit)
+    folder = Path(os.path.commonpath([job.target.parent for job in jobs]))
+    with converting(folder, options):
+        return run_locked(jobs, executor, folder, options, unit)
 
 
-def run_locked(jobs, executor, unit='video'):
-    """As `run_jobs`, inside `converting`."""
-    for folder in {job.target.parent for job in jobs}:
-        for tmp in folder.glob('.*.tmp'):  # left by a killed process
+def run_locked(jobs, executor, folder, options, unit='video'):
+    """As `run_jobs`, inside `converting(folder, options)`."""
+    write_json(folder / 'conversion.json', options)
+    for parent in {job.target.parent for job in jobs}:
+        for tmp in parent.glob('.*.tmp'):  # left by a killed process
             shutil.rmtree(tmp) if tmp.is_dir() else tmp.unlink()
     waiting = [job for job in jobs if not job.target.exists()]
     n_frames, n_failed, notes = 0, 0, []
-    for job, frames, note in run(waiting, executor, unit):
-        n_frames += frames or 0
-        if frames is None:
+    for job, n, note in run(waiting, executor, unit):
+        if n is None:
             n_failed += 1
             notes.append(f'unreadable: {job.source} ({note})')
-        elif note:
+            continue
+        n_frames += n
+        add_checksums(job.target, folder)
+        if note:
             notes.append(f'damaged, but converted: {job.source} ({note}); '
                          f'once repaired, delete {job.target} to convert it again')
     print(f'{len(waiting) - n_failed:,} {unit}s converted ({n_frames:,} frames), '
@@ -277,8 +327,8 @@ def run(jobs, executor, unit):
             for future in progress_bar(as_completed(running), 'converting', len(running),
                                        unit=unit, disable=not running):
                 yield running[future], *future.result()
-        except OSError as error:  # disk full, no permission
-            raise UserError(f'the conversion stopped: {error}; finished videos are kept, check '
-                            'permissions and free space, and run it again') from None
+        except (OSError, WriteError) as error:
+            raise UserError(f'the conversion to {jobs[0].target.parent} stopped: {error}; finished '
+                            'videos are kept, run it again') from None
         finally:
             executor.shutdown(wait=False, cancel_futures=True)

@@ -208,6 +208,10 @@ def idx_files():
     return files, images
 
 
+def md5_of(files):
+    return {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+
+
 def test_mnist_is_found_in_its_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(MNIST, 'mirrors', ['http://127.0.0.1:9/'])  # no server
     raw = tmp_path / 'MNIST' / 'raw'
@@ -217,12 +221,18 @@ def test_mnist_is_found_in_its_folder(tmp_path, monkeypatch):
     files, images = idx_files()
     for name, content in files.items():
         (raw / name).write_bytes(content)
+    for train, name in ((True, 'train-images'), (False, 't10k-images')):
+        with pytest.raises(UserError, match=f'/raw/{name}-idx3-ubyte has the MD5 .* download it '):
+            load_digits('mnist', tmp_path, train)
+    monkeypatch.setattr('data.digits.MNIST_MD5', md5_of(files))
     found, labels = load_digits('mnist', tmp_path, True)
     np.testing.assert_array_equal(found, images)
     np.testing.assert_array_equal(labels, range(7))
     for n, size in ((6, 28), (7, 32)):  # fewer than labels, larger
         header = np.array([2051, n, size, size], '>i4').tobytes()
-        (raw / 'train-images-idx3-ubyte').write_bytes(header + bytes(n * size * size))
+        files['train-images-idx3-ubyte'] = header + bytes(n * size * size)
+        (raw / 'train-images-idx3-ubyte').write_bytes(files['train-images-idx3-ubyte'])
+        monkeypatch.setattr('data.digits.MNIST_MD5', md5_of(files))
         message = rf'/raw holds images \({n}, {size}, {size}\) and labels \(7,\), expected'
         with pytest.raises(UserError, match=message):
             load_digits('mnist', tmp_path, True)
@@ -241,6 +251,7 @@ def test_mnist_is_downloaded_when_missing(tmp_path, monkeypatch, server):
         resources.append((f'{name}.gz', hashlib.md5(content).hexdigest()))
     monkeypatch.setattr(MNIST, 'mirrors', [address])
     monkeypatch.setattr(MNIST, 'resources', resources)
+    monkeypatch.setattr('data.digits.MNIST_MD5', md5_of(files))
     np.testing.assert_array_equal(load_digits('mnist', tmp_path, False)[0], images)
     assert (tmp_path / 'MNIST' / 'raw' / 't10k-images-idx3-ubyte').exists()
 
@@ -323,7 +334,7 @@ def test_damaged_test_sets(run_dir, tmp_path, monkeypatch):
     with pytest.raises(UserError, match='make it again'):
         load_test(config, tmp_path, 6)
     with pytest.raises(MemoryError), monkeypatch.context() as m:  # not the file's fault
-        m.setattr(np, 'load', Mock(side_effect=MemoryError))
+        m.setattr('zipfile.ZipFile', Mock(side_effect=MemoryError))
         load_test(config, tmp_path, 6)
     path.unlink()
     path.mkdir()

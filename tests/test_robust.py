@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +12,18 @@ import torch
 
 import damage
 import export
+import files
 import test as evaluation_script
 import train
-from args import parse_train, preset_config
+from args import load_config, parse_train, preset_config
 from checkpoint import load, save
 from conftest import ROOT, TINY, steps
+from data import load_test
+from data.video import NpzVideo
+from distributed import World
 from files import MAX_MESSAGE, UserError, check_archive, run_script
+from preprocessing.convert import find_ffmpeg
+from preprocessing.folder import convert as folder_convert
 from training import job
 
 
@@ -170,11 +177,9 @@ def test_more_than_the_memory_is_refused_before_any_file(more, tmp_path, call):
 
 
 def test_presets_need_far_less_than_a_small_machine(monkeypatch):
-    import distributed
-    import utils
-    monkeypatch.setattr(utils, 'memory_of', lambda device: 8e9)
+    monkeypatch.setattr(files, 'memory', lambda: 8e9)
     for preset in ('smmnist', 'kth', 'human', 'bair'):
-        job.check_memory(preset_config(preset), torch.device('cpu'), distributed.World())
+        job.check_memory(preset_config(preset), torch.device('cpu'), World())
 
 
 # Outputs and logs
@@ -233,3 +238,72 @@ def test_dead_data_worker_is_a_sentence(tmp_path, call, monkeypatch):
     assert load(folder / 'state.pt')['step'] >= 1
     monkeypatch.setattr(stream.BatchStream, '__getitem__', real)
     assert train.main(['--resume', '--save_path', str(folder)]) == 0
+
+
+# Converted videos and published archives
+
+def make_videos(folder, n):
+    folder.mkdir()
+    for i in range(n):
+        source = f'testsrc2=size=64x64:rate={9 + i}'
+        command = [find_ffmpeg(), '-v', 'error', '-f', 'lavfi', '-i', source, '-t', '1',
+                   str(folder / f'{i}.mp4')]
+        subprocess.run(command, check=True)
+
+
+def test_converted_videos_are_checked(tmp_path, capsys):
+    make_videos(tmp_path / 'videos', 3)
+    argv = ['--data_dir', str(tmp_path / 'videos'), '--out_dir', str(tmp_path / 'out')]
+    with pytest.raises(UserError, match='checksums.sha256 does not exist; convert the videos'):
+        folder_convert.main([*argv, '--check'])
+    with pytest.raises(UserError, match='leave none of 3 videos for training'):
+        folder_convert.main([*argv, '--val', '0.9', '--test', '0.9', '--gray'])
+    assert folder_convert.main(argv) == 0  # not bound to the options of the refused call
+    capsys.readouterr()
+    assert folder_convert.main([*argv, '--check']) == 0
+    assert capsys.readouterr().out == '3 files, 0 damaged or missing\n'
+    lines = subprocess.run(['sha256sum', '--check', 'checksums.sha256'], cwd=tmp_path / 'out',
+                           capture_output=True, text=True).stdout
+    assert lines.count(': OK') == 3
+    first, second, _ = sorted((tmp_path / 'out').glob('*/*.npy'))
+    flip(first, np.random.RandomState(0))
+    second.unlink()
+    assert folder_convert.main([*argv, '--check']) == 1
+    out = capsys.readouterr().out
+    assert f'damaged: {first}; delete it' in out and f'missing: {second}' in out
+    first.unlink()
+    assert folder_convert.main(argv) == 0 == folder_convert.main([*argv, '--check'])
+
+
+@pytest.mark.parametrize('compressed', [False, True])
+def test_flipped_bits_of_archives_of_videos_are_found(compressed, tmp_path):
+    frames = np.random.RandomState(0).randint(0, 256, (20, 8, 8, 3)).astype(np.uint8)
+    write = np.savez_compressed if compressed else np.savez
+    write(tmp_path / 'S1-a.npz', image=frames, filename='a.mp4', subject=1)
+    rng, found = np.random.RandomState(1), 0
+    for i in range(40):
+        path = Path(shutil.copy(tmp_path / 'S1-a.npz', tmp_path / f'{i}.npz'))
+        flip(path, rng)
+        try:
+            clip = NpzVideo(path).clip(3, 5)
+        except UserError as error:
+            assert str(path) in str(error)
+            found += 1
+            continue
+        np.testing.assert_array_equal(clip, frames[3:8])
+    assert found > 10
+
+
+def test_flipped_bits_of_a_test_set_are_found(data_dir, trained, tmp_path):
+    config, name = load_config(trained), 'smmnist5k_test_2digits_64.npz'
+    expected = load_test(config, data_dir, 8).videos(range(500))
+    content, rng = (data_dir / name).read_bytes(), np.random.RandomState(2)
+    for bit in [177 * 8, *rng.randint(8 * len(content), size=10)]:  # once a header was accepted
+        data = bytearray(content)
+        data[bit // 8] ^= 1 << bit % 8
+        (tmp_path / name).write_bytes(data)
+        try:
+            found = load_test(config, tmp_path, 8).videos(range(500))
+        except UserError:
+            continue
+        np.testing.assert_array_equal(found, expected)

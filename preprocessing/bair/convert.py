@@ -20,7 +20,9 @@ from files import UserError, cores, replacing_folder, run_script
 from preprocessing.convert import (
     Job,
     Unreadable,
+    add_check_option,
     add_layout_option,
+    check_converted,
     dataset_parser,
     run_jobs,
     write_array,
@@ -73,12 +75,15 @@ def get_parser():
     parser = dataset_parser('Convert DIR/softmotion30_44k/{train,test}/*.tfrecords to '
                             'DIR/processed_data/{train,test}/.')
     add_layout_option(parser, 'a folder of PNG frames')
+    add_check_option(parser)
     return parser
 
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
     folder = Path(args.data_dir)
+    if args.check:
+        return check_converted(folder / 'processed_data')
     writer = functools.partial(write, published=args.layout == 'published')
     jobs = []
     for fold in ('train', 'test'):

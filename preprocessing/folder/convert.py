@@ -21,7 +21,9 @@ from parsing import Parser, number, seed
 from preprocessing.convert import (
     Job,
     Unreadable,
+    add_check_option,
     add_size_option,
+    check_converted,
     converting,
     decode,
     read_record,
@@ -171,12 +173,15 @@ def get_parser():
     parser.add_argument('--test', type=share, default=0.1,
                         help='fraction of videos for testing; at least one video')
     parser.add_argument('--seed', type=seed, default=42, help='seed of the split')
+    add_check_option(parser)
     return parser
 
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
     folder = Path(args.data_dir)
+    if args.check:
+        return check_converted(Path(args.out_dir))
     if not folder.is_dir():
         raise UserError(f'--data_dir {folder} is not a folder; use the one with your videos')
     sources = find_sources(folder)
@@ -186,7 +191,8 @@ def main(argv=None):
                         'needed, for training, validation and testing')
     out = make_folder(args.out_dir, '--out_dir')
     # The lock covers the split too
-    with converting(out, {'image_size': args.image_size, 'gray': args.gray}):
+    options = {'image_size': args.image_size, 'gray': args.gray}
+    with converting(out, options):
         before = read_split(out / 'split.json')
         folds = split(list(sources), args.val, args.test, args.seed, before)
         if 'train' not in folds.values():
@@ -196,7 +202,7 @@ def main(argv=None):
         reader = functools.partial(read, image_size=args.image_size, gray=args.gray)
         jobs = [Job(source, out / folds[name] / f'{name}.npy', reader, write_array)
                 for name, source in sources.items()]
-        code = run_locked(jobs, ThreadPoolExecutor(cores()))
+        code = run_locked(jobs, ThreadPoolExecutor(cores()), out, options)
     for fold in FOLDS:
         if not any((out / fold).glob('*.npy')):
             raise UserError(f'{out}/{fold} has no videos; repair unreadable ones or add more, and '

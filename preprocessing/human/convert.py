@@ -16,8 +16,10 @@ from files import UserError, cores, run_script, write_npz
 from preprocessing.convert import (
     Job,
     Unreadable,
+    add_check_option,
     add_layout_option,
     add_size_option,
+    check_converted,
     dataset_parser,
     decode,
     resized,
@@ -51,12 +53,15 @@ def get_parser():
                             'and DIR/test.')
     add_size_option(parser)
     add_layout_option(parser, 'one .npz')
+    add_check_option(parser)
     return parser
 
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
     folder = Path(args.data_dir)
+    if args.check:
+        return check_converted(folder)
     reader = functools.partial(read, image_size=args.image_size)
     jobs = []
     for fold, subject in ((fold, s) for fold, subjects in SUBJECTS.items() for s in subjects):

@@ -12,8 +12,10 @@ from files import UserError, cores, run_script
 from parsing import positive_int
 from preprocessing.convert import (
     Job,
+    add_check_option,
     add_layout_option,
     add_size_option,
+    check_converted,
     dataset_parser,
     decode,
     run_jobs,
@@ -47,12 +49,15 @@ def get_parser():
     parser.add_argument('--frame_rate', type=positive_int, default=FRAME_RATE,
                         help='frames per second')
     add_layout_option(parser, 'a folder of PNG frames')
+    add_check_option(parser)
     return parser
 
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
     folder = Path(args.data_dir)
+    if args.check:
+        return check_converted(folder / f'processed_{args.image_size}')
     suffix, writer = ('.npy', write) if args.layout == 'array' else ('', write_published)
     reader = functools.partial(read, image_size=args.image_size, frame_rate=args.frame_rate)
     jobs = []

@@ -5,8 +5,8 @@
 
 from data.digits import SIZE, SOURCES, load_digits
 from data.mmnist import make_test_set, test_set_name
-from files import UserError, make_folder, progress_bar, run_script, write_npz
-from parsing import Parser, positive_int, seed, speed
+from files import UserError, check_memory, make_folder, progress_bar, run_script, write_npz
+from parsing import Parser, frames, positive_int, seed, speed
 
 
 def get_parser():
@@ -14,7 +14,7 @@ def get_parser():
                     '--seq_len 100, and the defaults, it is the published one, byte for byte.')
     parser.add_argument('--data_dir', required=True,
                         help='folder of MNIST (in MNIST/raw; downloaded if missing) and output')
-    parser.add_argument('--seq_len', type=positive_int, required=True, help='frames per video')
+    parser.add_argument('--seq_len', type=frames, required=True, help='frames per video')
     parser.add_argument('--deterministic', action='store_true',
                         help='digits are reflected by the borders; default: they bounce at random')
     parser.add_argument('--digits', type=positive_int, default=2, help='digits per video')
@@ -43,6 +43,8 @@ def main(argv=None):
     images, labels = load_digits(args.digit_source, folder, train=False)
     if args.digits > len(images):
         raise UserError(f'--digits {args.digits}: there are only {len(images):,} test digits')
+    check_memory(args.seq_len * (len(images) // args.digits) * args.frame_size ** 2,
+                 'use a smaller --seq_len or --frame_size')
     arrays = make_test_set(
         images, labels, args.seq_len, seed=args.seed, n_digits=args.digits,
         frame_size=args.frame_size, max_speed=args.max_speed, deterministic=args.deterministic,
