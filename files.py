@@ -23,7 +23,7 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 # Errors
 
-MAX_MESSAGE = 400  # characters
+MAX_MESSAGE = 500  # characters
 
 
 class UserError(Exception):

@@ -347,7 +347,7 @@ def test_perfect_prediction_has_an_infinite_psnr(run_dir, data_dir, tmp_path, ca
     np.savez_compressed(tmp_path / 'smmnist5k_test_2digits_64.npz', sequences=still)
     found = evaluate(run_dir, tmp_path, tmp_path / 'out', '--baseline', 'last_frame')
     assert np.isposinf(found['psnr']).all() and np.allclose(found['ssim'], 1)
-    assert 'PSNR inf ± nan dB' in capsys.readouterr().out
+    assert 'PSNR inf (identical)' in capsys.readouterr().out
     text = (tmp_path / 'out' / 'results.json').read_text()
     scores = json.loads(text, parse_constant=pytest.fail)['scores']
     assert scores['psnr'] == {'mean': None, 'ci95': None}

@@ -127,7 +127,7 @@ def test_perfect_prediction(published, truth, tmp_path, capsys):
     assert result['scores']['psnr'] == {'mean': None, 'ci95': None}
     assert result['scores']['ssim']['mean'] == pytest.approx(1)
     assert result['protocol']['lpips_version'] is None
-    assert 'PSNR inf ± nan dB' in capsys.readouterr().out
+    assert 'PSNR inf (identical)' in capsys.readouterr().out
 
 
 GOOD = 7, 3, 64, 64, 1
