@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 
 from checkpoint import load, save, write
+from distributed import count
 from files import UserError, replacing
 
 
 def describe_split(processes, accumulate):
     """What a batch is split into, for messages."""
-    text = '1 process' if processes == 1 else f'{processes} processes'
+    text = count(processes, 'process', 'processes')
     return text if accumulate == 1 else f'{text} with {accumulate} parts each'
 
 
