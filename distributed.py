@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from files import UserError, explain
+from files import UserError, count, explain
 from utils import get_device
 
 # How long to wait for a slower process, at the start and later; a dead one is noticed at once
@@ -132,9 +132,9 @@ class World:
             return get_device('cpu')
         found = '--device ' + ' '.join(map(str, devices))
         if len(devices) != self.local_size:
-            noun = 'process' if self.local_size == 1 else 'processes'
-            raise UserError(f'{found}: {len(devices)} devices, but {self.local_size} {noun} on '
-                            'this machine; start one per device, with '
+            raise UserError(f'{found}: {count(len(devices), "device")}, but '
+                            f'{count(self.local_size, "process", "processes")} on this machine; '
+                            'start one per device, with '
                             f'torchrun --nproc_per_node={len(devices)} … {found}')
         if len(set(devices)) < len(devices) and 'cpu' not in devices:
             raise UserError(f'{found}: a CUDA device can serve only one process; '
@@ -142,12 +142,12 @@ class World:
         return get_device(devices[self.local_rank], **kwargs)
 
     def check_equal(self, facts, ignore=()):
-        """Raise a UserError in all processes unless these facts, by name, are equal in all."""
+        """Raise a UserError in all processes if a fact that all of them have, by name, differs."""
         everyone = self.gather(facts)
 
         def compare():
             for rank, theirs in enumerate(everyone):
-                for key in sorted(facts.keys() - set(ignore)):
+                for key in sorted((facts.keys() & theirs.keys()) - set(ignore)):
                     if theirs[key] != facts[key]:
                         raise UserError(f'process {rank} has {key} {theirs[key]}, process '
                                         f'{self.rank} has {facts[key]}; they must be the same')

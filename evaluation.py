@@ -14,6 +14,7 @@ from checkpoint import load_model
 from distributed import PER_PROCESS_OPTIONS, join
 from files import (
     UserError,
+    count,
     make_folder,
     progress_bar,
     read_json,
@@ -24,7 +25,7 @@ from files import (
 )
 from metrics import METRICS
 from metrics.scoring import LastFrame, Scorer, concatenate
-from metrics.summary import count, finite, score_lines, summary
+from metrics.summary import finite, score_lines, summary
 from model import build_model
 from pictures import frames as pictures
 from sampling import Chunk, Futures, check_memory, draw_noise

@@ -121,6 +121,11 @@ def explain(error):
     return None
 
 
+def count(n, noun, plural=None):
+    """Number with its noun, such as '1 sample' or '2 samples'."""
+    return f'{n} {noun if n == 1 else plural or noun + "s"}'
+
+
 # Progress
 
 class _LineStream:

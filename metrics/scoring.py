@@ -6,10 +6,9 @@ import torch
 from args import note_lengths
 from data import load_test
 from data.stream import chunks
-from files import UserError
+from files import UserError, count
 from metrics import build_metrics
 from metrics.lpips import VERSION
-from metrics.summary import count
 from utils import to_video
 
 

@@ -1,15 +1,10 @@
-"""Summary of the scores of all videos, and other text."""
+"""Summary of the scores of all videos."""
 
 import math
 
 import numpy as np
 
 from metrics import METRICS
-
-
-def count(n, noun):
-    """'1 sample' or '2 samples'."""
-    return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
 
 
 def summary(scores):

@@ -1,8 +1,9 @@
-"""Scripts in processes of their own, forked from one that has imported PyTorch: they start at once.
+"""Scripts in their own processes, forked from one that has imported PyTorch: they start at once.
 
-With `World`-like environments they form the processes of a job, as a launcher would start them.
+With the environment variables of a launcher they form a job.
 """
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -17,24 +18,29 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parent.parent
 
 _context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload(['training.job', 'evaluation'])
+_context.set_forkserver_preload(['preloaded'])
 
 
 def _main(script, argv, env, out, err):
     """What the new process does."""
+    multiprocessing.set_start_method(None, force=True)  # not this one's forkserver
     for fd, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY), fd)
     sys.stdout, sys.stderr = (open(fd, 'w', closefd=False, buffering=1) for fd in (1, 2))
     os.environ.update(env)
     sys.argv = [str(script), *argv]
-    runpy.run_path(str(ROOT / script), run_name='__main__')
+    try:
+        runpy.run_path(str(ROOT / script), run_name='__main__')
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out
 
 
 class Script:
     """A running script, with the interface of `subprocess.Popen` as far as tests need it."""
 
     def __init__(self, script, *argv, env=None):
-        os.environ['PYTHONPATH'] = str(ROOT)  # of the first process, which preloads modules
+        # Of the first process, which preloads modules
+        os.environ['PYTHONPATH'] = f'{ROOT}{os.pathsep}{ROOT / "tests"}'
         self._files = [tempfile.NamedTemporaryFile('r') for _ in range(2)]
         out, err = (f.name for f in self._files)
         self._process = _context.Process(
@@ -67,6 +73,15 @@ class Script:
 
     def _read(self):
         return tuple(Path(f.name).read_text() for f in self._files)
+
+
+def patched(folder, code):
+    """Path of a script in `folder` that is train.py after some changes."""
+    path = folder / 'patched.py'
+    path.write_text(f'import os, signal, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n'
+                    f'import train\nfrom training import loop, state\n{code}\n'
+                    'if __name__ == "__main__":\n    train.run_script(train.main)\n')
+    return path
 
 
 def free_port():

@@ -15,7 +15,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from processes import Script, free_port, run_job, start_job
+from processes import Script, free_port, patched, run_job, start_job
 
 import train
 from checkpoint import load
@@ -32,15 +32,6 @@ LOST = 'process 0 exits because it lost another one'
 
 def options(folder, *more):
     return [*OPTIONS, '--data_dir', str(folder.parent), '--save_path', str(folder), *more]
-
-
-def patched(tmp_path, code):
-    """Path of a script that is train.py after some changes."""
-    path = tmp_path / 'patched.py'
-    path.write_text(f'import os, signal, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n'
-                    f'import train\nfrom training import loop, state\n{code}\n'
-                    'if __name__ == "__main__":\n    sys.exit(train.main())\n')
-    return path
 
 
 def launch(launcher, *argv, script='train.py'):
@@ -106,7 +97,7 @@ def test_devices_of_a_machine():
                'torchrun --nproc_per_node=2 … --device 0 1')
     with pytest.raises(UserError, match=message):
         World().device([0, 1])
-    with pytest.raises(UserError, match='1 devices, but 2 processes'):
+    with pytest.raises(UserError, match='--device 0: 1 device, but 2 processes'):
         World(0, 2, 0, 2).device([0])
     with pytest.raises(UserError, match='a CUDA device can serve only one process'):
         World(0, 2, 0, 2).device([1, 1])
@@ -214,11 +205,13 @@ def test_two_machines_start_from_the_weights_of_one(alone, tmp_path):
     assert loss == pytest.approx(expected, rel=1e-6) and loss != pytest.approx(scratch, rel=1e-5)
 
 
-def test_machines_started_with_different_options_stop(tmp_path):
+@pytest.mark.parametrize('more', [['--lr', '0.5'], ['--dry_run']])
+def test_machines_started_with_different_options_stop(more, tmp_path):
     argv = options(tmp_path / 'run')
-    codes, _, errs = run_job('train.py', argv, [*argv, '--lr', '0.5'], local_size=1)
+    codes, _, errs = run_job('train.py', argv, [*argv, *more], local_size=1)
     assert 0 not in codes
-    assert len(re.findall(r'error: process \d has lr ', ''.join(errs))) == 1
+    message = f'error: process \\d has {more[0].removeprefix("--")} '
+    assert len(re.findall(message, ''.join(errs))) == 1
     assert not (tmp_path / 'run').exists()
 
 
@@ -251,7 +244,7 @@ def test_missing_seed_is_chosen_once_and_shared(tmp_path):
 @pytest.mark.parametrize('more, sentence', [
     (['--batch_size', '3', '--accumulate', '2'],
      r'--batch_size 3: 2 processes with 2 parts each need at least one video each'),
-    (['--device', '0'], r'--device 0: 1 devices, but 2 processes'),
+    (['--device', '0'], r'--device 0: 1 device, but 2 processes'),
 ])
 def test_bad_input_is_reported_once(more, sentence, tmp_path):
     _, err = run_together(2, *options(tmp_path / 'run'), *more, code=2)

@@ -24,11 +24,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT
 
 import pretrained
 from args import NT_GEN, PRESETS, parse_train, preset_config
 from checkpoint import load_model
+from conftest import GOLDEN, ROOT
 from files import exclusive
 from pretrained import FILES, MODELS, REPO
 

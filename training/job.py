@@ -26,27 +26,31 @@ def run(argv=None):
     """Train as one of the processes of a job; returns the exit code."""
     with join() as world, contextlib.ExitStack() as stack:
         seed = world.share(secrets.randbelow(2 ** 32))
-        config, trainer, facts = world.local_main_first(
+        config, trainer, state, facts = world.local_main_first(
             lambda: prepare(argv, seed, world, stack))
+        world.check_equal(facts, ignore=PER_PROCESS_OPTIONS)
         if config.dry_run:
             dry_run(config, world)
             return 0
-        world.check_equal(facts, ignore=PER_PROCESS_OPTIONS)
-        trainer.synchronise()
+        state = world.share(state)
+        if state is not None:
+            world.local_main_first(lambda: trainer.restore(state))
         world.local_main_first(lambda: begin(config, world, stack))
         return train(trainer, config, world)
 
 
 def prepare(argv, seed, world, stack):
-    """Do everything before the first step: options, folder, data, model, state to resume from.
+    """Check the options and the folder; load the data, the model and what the run starts from.
 
-    Only process 0 accesses the run's folder. `seed` is used if the options have none.
+    Only process 0 reads states and weights. `seed` is used if the options have none.
 
     Returns
     -------
     config : argparse.Namespace
     trainer : Trainer
         None with --dry_run.
+    state : dict
+        What to resume from, or None.
     facts : dict
         What must be the same in all processes.
     """
@@ -55,7 +59,7 @@ def prepare(argv, seed, world, stack):
     if config.seed is None:
         config.seed = seed
     if config.dry_run:
-        return config, None, None
+        return config, None, None, vars(config)
     device = world.device(config.device, allow_tf32=True)
     if config.compile:
         check_compile(device)
@@ -70,14 +74,11 @@ def prepare(argv, seed, world, stack):
              'a device of type': device.type, 'numbers of type': trainer.precision.name,
              'training videos': fingerprint(sources[0], config),
              'validation videos': fingerprint(sources[1], config)}
-    if world.main:
-        state = read_state(config.save_path) if config.resume else None
-        if state is not None:
-            trainer.restore(state)
-        elif config.weights:
-            weights = load_model(config, config.weights, 'cpu').state_dict()
-            trainer.model.load_state_dict(weights)
-    return config, trainer, facts
+    state = read_state(config.save_path) if world.main and config.resume else None
+    if world.main and state is None and config.weights:
+        weights = load_model(config, config.weights, 'cpu').state_dict()
+        trainer.model.load_state_dict(weights)  # DistributedDataParallel copies them
+    return config, trainer, state, facts
 
 
 def check_batch(config, world):
@@ -117,11 +118,11 @@ def check_folder(config):
     for name in ('config.json', 'state.pt', 'model.pt'):
         if (folder / name).exists():
             raise UserError(f'--save_path {folder} holds another run ({name}); '
-                            'continue it by --resume, or use another folder')
+                            'continue it with --resume, or use another folder')
 
 
 def lock_folder(config, stack):
-    """Let no other process train in the run's folder, which is created, until `stack` closes."""
+    """Create the run's folder, and keep other training processes out until `stack` closes."""
     lock = make_folder(config.save_path, '--save_path') / '.train.lock'
     message = (f'--save_path {config.save_path}: another process is training there; '
                'stop it, or use another folder')

@@ -129,12 +129,6 @@ class Trainer:
         self.sums = [float(v) for _, v in zip(TERMS, state['sums'], strict=True)]
         return int(state['processes']), int(state['accumulate'])
 
-    def synchronise(self):
-        """Give the state that process 0 restored to the other processes."""
-        state = self.world.share(self.state() if self.world.main and self.saved else None)
-        if state is not None and not self.world.main:
-            self.restore(state)
-
     def save_state(self):
         """Save the state, unless it is on disk already."""
         if self.saved == (self.step, self.validated):

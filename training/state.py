@@ -7,12 +7,12 @@ import torch
 
 from args import FREE_ON_RESUME, config_dict
 from checkpoint import load, save, write
-from files import UserError, replacing
+from files import UserError, count, replacing
 
 
 def describe_split(processes, accumulate):
     """What a batch is split into, for messages."""
-    text = '1 process' if processes == 1 else f'{processes} processes'
+    text = count(processes, 'process', 'processes')
     return text if accumulate == 1 else f'{text} with {accumulate} parts each'
 
 

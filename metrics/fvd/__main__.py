@@ -1,9 +1,8 @@
 """Fréchet video distance of two files: `python -m metrics.fvd A.npz B.npz`."""
 
 from args import add_i3d_options
-from files import run_script
+from files import count, run_script
 from metrics.fvd import EMBEDDING, build_embedding, check_sets, fvd
-from metrics.summary import count
 from metrics.videos import read_videos
 from parsing import Parser, add_device_option, positive_int
 from utils import describe, get_device
