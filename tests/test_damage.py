@@ -26,7 +26,7 @@ from checkpoint import load_model
 from conftest import ROOT, TINY, read_video
 from damage import EXPERIMENTS
 from data import load_clip, load_test
-from files import UserError, replacing_results
+from files import UserError
 from metrics.frame import psnr, ssim
 from metrics.scoring import quantise
 from model import build_model
@@ -44,6 +44,7 @@ from pictures.network import (
     draw_tensor,
     video_frame,
 )
+from results import replacing_results
 from sampling import Futures, draw_noise
 from utils import to_video
 

@@ -21,11 +21,12 @@ from args import load_config
 from checkpoint import load, load_model, load_weights, save
 from conftest import ROOT
 from data import load_test
-from files import UserError, replacing_results, sha256, write_npz
+from files import UserError, sha256, write_npz
 from metrics.frame import psnr, ssim
 from metrics.scoring import quantise
 from model import build_model
 from pictures.frames import animation, strip
+from results import replacing_results
 from sampling import Futures, draw_noise
 from utils import to_video
 

@@ -17,7 +17,7 @@ from data import load_train
 from distributed import World
 from files import UserError
 from model import build_model
-from training import loop
+from training import job, loop
 from training.precision import Apex, Precision, amp_dtype, has_bfloat16
 from utils import check_compile
 
@@ -264,7 +264,7 @@ def test_compiled_networks_are_the_same(float32, tmp_path, monkeypatch):
         compiled.append(type(self).__name__)
         module_compile(self, backend='eager')  # needs no compiler
     monkeypatch.setattr(nn.Module, 'compile', trace)
-    monkeypatch.setattr(train, 'check_compile', lambda device: None)
+    monkeypatch.setattr(job, 'check_compile', lambda device: None)
     assert train.main(options(tmp_path, '--compile')) == 0
     assert len(compiled) == 8 and set(compiled) == {
         'DCGANEncoder', 'DCGANDecoder', 'MLP', 'Sequential', 'Linear'}

@@ -365,7 +365,7 @@ def test_failing_run_ends_despite_its_workers(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert (f'error: {folder}/log.csv cannot be written (Is a directory); check permissions and '
-            'free space and continue with --resume\n') in err
+            'free space, then continue with --resume\n') in err
     assert 'Traceback' not in err
 
 
@@ -375,10 +375,13 @@ def test_full_disk_is_reported_and_loses_nothing(name, unbroken, tmp_path):
     folder.mkdir()
     (folder / f'.{name}.{os.getpid()}.tmp').symlink_to('/dev/full')
     with pytest.raises(UserError, match=rf'run/{name} cannot be written \(No space left on device\)'
-                                        '; free space and continue with --resume$'):
+                                        '; free space(, then continue with --resume)?$'):
         train.main(options(folder))
     assert not list(folder.glob('.*.tmp'))
-    assert resume(folder) == 0
+    if name == 'log.csv':  # written before the first step: there is no run yet
+        assert not (folder / 'config.json').exists() and train.main(options(folder)) == 0
+    else:
+        assert resume(folder) == 0
     assert_same_end(folder, unbroken)
 
 
@@ -416,7 +419,7 @@ def test_full_disk_under_events_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(log, 'EventsWriter', Full)
     monkeypatch.setattr(log, 'FLUSH_INTERVAL', -1)
     with pytest.raises(UserError, match='run/events cannot be written .No space left on device.; '
-                                        'free space and continue with --resume'):
+                                        'free space, then continue with --resume'):
         train.main(options(tmp_path / 'run'))
     monkeypatch.setattr(log, 'FLUSH_INTERVAL', math.inf)  # all is buffered until the end
     with pytest.raises(UserError, match='events cannot be written'), \
@@ -493,6 +496,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch, capsys
 def test_new_run_starts_from_weights(unbroken, tmp_path, monkeypatch):
     def note(trainer):
         started.append({k: v.clone() for k, v in trainer.model.state_dict().items()})
+        trainer.step = 1  # else nothing would be left of the run
     started, weights = [], load(unbroken / 'model.pt')
     monkeypatch.setattr(Trainer, 'train_step', lambda *_: pytest.fail('no step yet'))
     monkeypatch.setattr(Trainer, 'run', note)
@@ -669,9 +673,12 @@ def test_unreadable_log_is_reported(content, resumable):
         path.mkdir()
     else:
         path.write_bytes(content)
-    with pytest.raises(UserError, match='log.csv (is not the log of a run .*; move it away|'
-                                        'cannot be read)'):
-        resume(folder)
+    if content is None:
+        with pytest.raises(UserError, match='log.csv cannot be written .Is a directory.; check'):
+            resume(folder)
+        return
+    assert resume(folder) == 0
+    assert (folder / 'log.csv.1').read_bytes() == content
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(slow_script, unbroken, tmp_path):
