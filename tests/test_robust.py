@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import export
 import files
 import test as evaluation_script
 import train
+import visualize
 from args import load_config, parse_train, preset_config
 from checkpoint import load, save
 from conftest import ROOT, TINY, steps
@@ -25,6 +27,7 @@ from distributed import World
 from files import MAX_MESSAGE, UserError, check_archive, run_script
 from preprocessing.convert import find_ffmpeg
 from preprocessing.folder import convert as folder_convert
+from preprocessing.mmnist import make_test_set
 from training import job
 
 
@@ -308,3 +311,74 @@ def test_flipped_bits_of_a_test_set_are_found(data_dir, trained, tmp_path):
         except UserError:
             continue
         np.testing.assert_array_equal(found, expected)
+
+
+# Limits of the system
+
+def test_interrupt_while_pytorch_is_imported(tmp_path):
+    (tmp_path / 'torch.py').write_text('import time\nprint("importing", flush=True)\n'
+                                       'time.sleep(60)\n')
+    env = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+    commands = [['train.py', *options(tmp_path / 'run')],
+                ['test.py', '--xp_dir', 'a', '--data_dir', 'b']]
+    for argv in commands:
+        process = subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=env, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout.readline() == 'importing\n'
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert (process.returncode, err) == (130, 'interrupted\n')
+
+
+def test_names_beyond_the_limits_of_file_systems(trained, data_dir, tmp_path, call):
+    name = tmp_path / ('x' * 300)
+    for main, argv in (
+            (train.main, options(name)), (train.main, ['--resume', '--save_path', name]),
+            (train.main, options(tmp_path / 'run', '--weights', str(name))),
+            (evaluation_script.main, ['--xp_dir', name, '--data_dir', data_dir]),
+            (evaluation_script.main, ['--xp_dir', trained, '--data_dir', name]),
+            (evaluation_script.main, ['--xp_dir', trained, '--data_dir', data_dir, '--nt_gen', 5,
+                                      '--metrics', 'psnr', '--out_dir', name]),
+            (damage.main, ['--xp_dir', trained, '--data_dir', data_dir, '--nt_gen', 5,
+                           '--replay', name]),
+            (export.main, ['--xp_dir', trained, '--out_dir', name])):
+        result = call(main, *argv)
+        assert result.code == 2 and 'error: ' in result.err and 'Traceback' not in result.err
+
+
+def test_too_many_open_files_is_a_sentence(tmp_path):
+    command = (f'ulimit -n 16; {sys.executable} train.py ' + ' '.join(
+        options(tmp_path / 'run', '--n_workers', '2')))
+    result = subprocess.run(['bash', '-c', command], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and 'Traceback' not in result.stderr
+    assert 'error: too many open files; raise the limit with ulimit -n' in result.stderr
+
+
+def test_ffmpeg_that_does_not_exist_is_named(monkeypatch):
+    monkeypatch.setenv('IMAGEIO_FFMPEG_EXE', '/nowhere/ffmpeg')
+    with pytest.raises(UserError, match='IMAGEIO_FFMPEG_EXE is /nowhere/ffmpeg, which cannot'):
+        find_ffmpeg()
+
+
+def test_more_samples_than_memory_are_refused(trained, data_dir, tmp_path, call):
+    common = ['--xp_dir', trained, '--data_dir', data_dir]
+    for main, argv in (
+            (evaluation_script.main, [*common, '--nt_gen', 8, '--n_samples', 10 ** 9,
+                                      '--metrics', 'psnr', '--out_dir', tmp_path / 'out']),
+            (visualize.main, ['framerate', *common, '--nt_gen', 8, '--n_euler_steps', 10 ** 9]),
+            (make_test_set.main, ['--data_dir', tmp_path / 'data', '--digit_source', 'mnist5k',
+                                  '--seq_len', 100_000])):
+        result = call(main, *argv)
+        assert result.code == 2 and 'this takes at least ' in result.err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_full_disk_does_not_block_the_next_export(trained, tmp_path, call):
+    out_dir = tmp_path / 'out'
+    out_dir.mkdir()
+    for name in ('model.pt', 'config.json'):
+        (out_dir / f'.{name}.{os.getpid()}.tmp').symlink_to('/dev/full')
+        result = call(export.main, '--xp_dir', trained, '--out_dir', out_dir)
+        assert result.code == 2 and f'{name} cannot be written (No space left' in result.err
+        assert not list(out_dir.iterdir())
+    assert call(export.main, '--xp_dir', trained, '--out_dir', out_dir).code == 0
