@@ -1,5 +1,7 @@
 """Videos as a function of (seed, index): the same for any number of workers and processes."""
 
+import multiprocessing.queues
+import os
 import signal
 import sys
 
@@ -90,7 +92,16 @@ def init_worker(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.excepthook = print_other_errors
+    # Queues drop what they cannot send, and the main process would wait for it forever
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end_worker)
     follow_parent()
+
+
+def end_worker(error, _):
+    """End a worker that cannot send a batch, as when shared memory is full."""
+    print(f'a process that loads data cannot send a batch ({error}); free space in /dev/shm, or '
+          'use --n_workers 0', file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def print_other_errors(kind, error, trace):

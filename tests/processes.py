@@ -26,7 +26,8 @@ def _main(script, argv, env, out, err):
     multiprocessing.set_start_method(None, force=True)  # not this one's forkserver
     for fd, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY), fd)
-    sys.stdout, sys.stderr = (open(fd, 'w', closefd=False, buffering=1) for fd in (1, 2))
+    sys.stdout = sys.__stdout__ = open(1, 'w', closefd=False, buffering=1)
+    sys.stderr = sys.__stderr__ = open(2, 'w', closefd=False, buffering=1)
     os.environ.update(env)
     sys.argv = [str(script), *argv]
     try:

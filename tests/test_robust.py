@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import Script, patched
 
 import damage
 import export
@@ -311,6 +312,18 @@ def test_flipped_bits_of_a_test_set_are_found(data_dir, trained, tmp_path):
         except UserError:
             continue
         np.testing.assert_array_equal(found, expected)
+
+
+def test_full_shared_memory_ends_a_run_instead_of_hanging(tmp_path):
+    script = patched(tmp_path, """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+""")
+    job = Script(script, *options(tmp_path / 'run', '--n_workers', '1'))
+    _, err = job.communicate(60)
+    assert job.returncode == 1 and 'Traceback' not in err
+    assert 'cannot send a batch (' in err and 'free space in /dev/shm, or use --n_workers 0' in err
+    assert not list((tmp_path / 'run').iterdir())
 
 
 # Limits of the system

@@ -170,8 +170,9 @@ def train(trainer, config, world):
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error):
             raise
-        print(f'error: a process that loads data died ({error}); {last_state(trainer)}; '
-              'continue with --resume', file=sys.stderr)
+        again = 'continue with --resume' if trainer.step > 0 or config.resume else 'start again'
+        print(f'error: a process that loads data died ({error}); {last_state(trainer)}; {again}',
+              file=sys.stderr)
         return 1
     except WriteError as error:
         again = ', then continue with --resume' if trainer.step > 0 or config.resume else ''
