@@ -83,6 +83,8 @@ def run_script(main):
             raise
         print(f'error: {message}', file=sys.stderr)
         sys.exit(2)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # while the interpreter shuts down
 
 
 class _Output(io.FileIO):

@@ -1,5 +1,6 @@
 import functools
 import http.server
+import signal
 import sys
 import threading
 import time
@@ -59,9 +60,12 @@ def stirred(model, nc):
 
 
 @pytest.fixture(autouse=True)
-def seeded():
-    """The same random numbers in each test, whatever ran before."""
+def unaffected():
+    """The same random numbers and signal handler in each test, whatever ran before."""
     torch.manual_seed(0)
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(params=DEVICES, ids=str)
