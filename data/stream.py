@@ -1,7 +1,9 @@
 """Videos as a function of (seed, index): the same for any number of workers and processes."""
 
+import multiprocessing
 import multiprocessing.queues
 import os
+import resource
 import signal
 import sys
 
@@ -9,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.workers import follow_parent
-from files import cores
+from files import UserError, cores
 from utils import stream_rng
 
 
@@ -49,7 +51,13 @@ class Loader(DataLoader):
     batches = None
 
     def __iter__(self):
-        self.batches = super().__iter__()
+        before = set(multiprocessing.active_children())
+        try:
+            self.batches = super().__iter__()
+        except BaseException:  # one of the workers cannot be started
+            for worker in set(multiprocessing.active_children()) - before:
+                worker.kill()
+            raise
         return self.batches
 
     def __enter__(self):
@@ -82,6 +90,10 @@ def make_loader(stream, batches, n_workers, pin_memory=False, n_processes=1):
     Loader
     """
     n_workers = min(n_workers, max(1, cores() // n_processes))
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit < 64 + 16 * n_workers:  # below, PyTorch fails in several ways
+        raise UserError(f'{limit} open files (ulimit -n) are too few for {n_workers} processes '
+                        f'that load data; allow {64 + 16 * n_workers}, or use fewer --n_workers')
     # With its own generator, a loader does not advance the global one
     return Loader(stream, batch_size=None, sampler=batches, num_workers=n_workers,
                   pin_memory=pin_memory, worker_init_fn=init_worker, generator=torch.Generator())
