@@ -104,7 +104,9 @@ class DamageFile:
             shape, _, dtype = np.lib.format.read_array_header_1_0(f)
             self.check(fits(shape, dtype), f'{name} must be {what}, found {shape} of {dtype}')
             f.seek(0)
-            return np.lib.format.read_array(f, allow_pickle=False)
+            array = np.lib.format.read_array(f, allow_pickle=False)
+            f.read()  # its end is where the checksum is verified
+            return array
 
     def is_text(self, dtype):
         """Whether a dtype is text no longer than any name or mode."""

@@ -25,7 +25,8 @@ from conftest import ROOT, TINY, steps
 from data import load_test
 from data.video import NpzVideo
 from distributed import World
-from files import MAX_MESSAGE, UserError, check_archive, run_script
+from files import MAX_MESSAGE, UserError, check_archive, run_script, write_npz
+from perturbation import DamageFile, draw_damage
 from preprocessing.convert import find_ffmpeg
 from preprocessing.folder import convert as folder_convert
 from preprocessing.mmnist import make_test_set
@@ -109,6 +110,33 @@ def test_absurd_weights_are_refused(script, value, sentence, trained, data_dir, 
     result = call(script.main, *argv)
     assert result.code == 2 and f'model.pt: {name} {sentence}' in result.err
     assert not (tmp_path / 'out').exists()
+
+
+def test_flipped_bits_of_a_damage_file_are_found(trained, data_dir, tmp_path):
+    argv = ['--xp_dir', str(trained), '--data_dir', str(data_dir), '--nt_gen', '5']
+    shapes = {name: tuple(v.shape) for name, v in load(trained / 'model.pt').items()}
+    args = damage.damage_parser().parse_args([*argv, '--n_iterations', '4'])
+    names = list(shapes)
+    draws = draw_damage([shapes[name] for name in names], args)
+    write_npz(tmp_path / 'a.npz', names=np.array(names), mode='scale', draws=draws)
+    rng, found = np.random.RandomState(3), 0
+    for _ in range(40):
+        path = Path(shutil.copy(tmp_path / 'a.npz', tmp_path / 'b.npz'))
+        flip(path, rng)
+        try:
+            file = DamageFile(path, shapes)
+            read = file.mode(), file.names(), file.draws(names)
+        except UserError:
+            found += 1
+            continue
+        assert read[:2] == ('scale', names) and (read[2] == draws).all()
+    assert found > 10
+
+
+def test_reasons_are_not_bare_keys(tmp_path):
+    with pytest.raises(UserError, match=r'a is damaged \(KeyError 105\); use another'):
+        with files.reading('a', 'is damaged', 'use another'):
+            {}[105]
 
 
 # States of other runs
