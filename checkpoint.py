@@ -61,9 +61,10 @@ def load_weights(model, path):
             f'are missing, unexpected or of another shape or type, the first is {wrong[0]}; '
             'check that config.json belongs to it')
     check_values(state, path)
-    if next(model.parameters()).is_meta:
-        model.to_empty(device='cpu')  # keeps channels last
-    model.load_state_dict(state)
+    # Assigned rather than copied: a model on the meta device has no memory to copy to
+    state = {name: value.to(expected[name].dtype) for name, value in state.items()}
+    model.load_state_dict(state, assign=True)
+    model.to(memory_format=torch.channels_last)
 
 
 def check_values(state, path):

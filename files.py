@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -286,11 +287,22 @@ def check_archive(path):
 
 
 def read_npz(path):
-    """Arrays of an `.npz` by name. Unlike those of `np.load`, they match their checksums."""
+    """Arrays of an `.npz` by name, read-only. Unlike those of `np.load`, they match checksums."""
     with zipfile.ZipFile(path) as archive:  # `read` verifies the checksum
-        members = [name for name in archive.namelist() if name.endswith('.npy')]
-        return {name.removesuffix('.npy'): np.lib.format.read_array(
-            io.BytesIO(archive.read(name)), allow_pickle=False) for name in members}
+        return {name.removesuffix('.npy'): parse_npy(archive.read(name))
+                for name in archive.namelist() if name.endswith('.npy')}
+
+
+def parse_npy(data):
+    """Array of the content of an `.npy` file, without a copy."""
+    f = io.BytesIO(data)
+    version = np.lib.format.read_magic(f)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(f)
+    else:
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(f)
+    array = np.frombuffer(data, dtype, math.prod(shape), f.tell())
+    return array.reshape(shape, order='F' if fortran else 'C')
 
 
 def read_json(path):
