@@ -21,8 +21,9 @@ _context = multiprocessing.get_context('forkserver')
 _context.set_forkserver_preload(['preloaded'])
 
 
-def _main(script, argv, env, out, err):
+def _main(script, argv, env, folder, out, err):
     """What the new process does."""
+    os.chdir(folder)
     multiprocessing.set_start_method(None, force=True)  # not this one's forkserver
     for fd, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY), fd)
@@ -45,7 +46,7 @@ class Script:
         self._files = [tempfile.NamedTemporaryFile('r') for _ in range(2)]
         out, err = (f.name for f in self._files)
         self._process = _context.Process(
-            target=_main, args=(script, list(map(str, argv)), env or {}, out, err))
+            target=_main, args=(script, list(map(str, argv)), env or {}, os.getcwd(), out, err))
         # Not to import pytest, the main module, in the new process
         with mock.patch.dict(sys.modules, {'__main__': types.ModuleType('__main__')}):
             self._process.start()

@@ -9,6 +9,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import shutil
 import signal
 import sys
@@ -224,6 +225,7 @@ def main():
     args = get_parser().parse_args()
     failed, i, end = 0, 0, time.time() + 60 * args.minutes
     with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # where strange relative paths lead
         bench = Bench(folder)
         while time.time() < end:
             i = i if args.only is None else args.only
