@@ -316,6 +316,22 @@ loop.Trainer.train_step = failing
     assert 'ValueError: a message of process 1' in err and LOST in err
 
 
+def test_dead_data_worker_ends_the_job(tmp_path):
+    script = patched(tmp_path, '''
+from data import stream
+getitem = stream.BatchStream.__getitem__
+def dying(self, videos):
+    if self.stream == 'train' and videos.start >= 20 and os.environ['RANK'] == '1':
+        os.kill(os.getpid(), signal.SIGKILL)
+    return getitem(self, videos)
+stream.BatchStream.__getitem__ = dying
+''')
+    argv = options(tmp_path / 'run', *steps(5000, 0), '--n_workers', '1')
+    codes, _, errs = run_job(script, argv, argv)
+    assert codes == [1, 2] and LOST in errs[0]
+    assert 'error: a process that loads data died (' in errs[1] and 'Traceback' not in errs[1]
+
+
 def contents(folder):
     return {p.relative_to(folder): p for p in folder.rglob('*') if p.is_file()}
 

@@ -171,8 +171,10 @@ def train(trainer, config, world):
         if 'DataLoader worker' not in str(error):
             raise
         again = 'continue with --resume' if trainer.step > 0 or config.resume else 'start again'
-        print(f'error: a process that loads data died ({error}); {last_state(trainer)}; {again}',
-              file=sys.stderr)
+        message = f'a process that loads data died ({error}); {last_state(trainer)}; {again}'
+        if world.size > 1:  # ends this process at once, which the others notice
+            raise UserError(message) from None
+        print(f'error: {message}', file=sys.stderr)
         return 1
     except WriteError as error:
         again = ', then continue with --resume' if trainer.step > 0 or config.resume else ''
