@@ -356,7 +356,7 @@ def main(argv=None):
     from sampling import check_memory
     from utils import describe, get_device, to_video
     device, path = get_device(args.device), Path(args.xp_dir) / args.model_name
-    check_memory(config, 1, args, device)
+    check_memory(config, device, 1, args.nt_gen, 1, args.n_euler_steps)
     model = load_model(config, path, device)
     digest = sha256(path)  # now: later, the file may have been replaced
     weights = Weights(model)

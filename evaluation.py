@@ -84,7 +84,8 @@ def prepare(args, config, world):
     if n_videos < world.size:
         raise UserError(f'{n_videos} videos cannot be shared by {world.size} processes; '
                         'start fewer')
-    check_memory(config, min(args.batch_size, n_videos), args, device)
+    check_memory(config, device, min(args.batch_size, n_videos), args.nt_gen, args.n_samples,
+                 args.n_euler_steps)
     model, digest = get_model(args, config, device)
     fvd = None
     if args.fvd:

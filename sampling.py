@@ -37,22 +37,22 @@ def draw_noise(model, seed, stream, videos, n_samples, nt):
     return Noise(*(torch.stack(part, -2) for part in zip(*draws)))
 
 
-def check_memory(config, n_videos, args, device):
+def check_memory(config, device, n_videos, nt, n_samples=1, n_euler_steps=1,
+                 advice='use fewer videos at a time, --n_samples, --nt_gen or --n_euler_steps'):
     """Raise a UserError if the noise and states of all samples exceed the memory.
 
     Parameters
     ----------
     config : argparse.Namespace
         Of the model.
-    n_videos : int
-        Videos at a time.
-    args : argparse.Namespace
-        With `nt_gen` and, unless 1, `n_samples` and `n_euler_steps`.
+    device : torch.device
+    n_videos, nt, n_samples, n_euler_steps : int
+        Videos at a time, and frames, samples per video and Euler steps per frame of each.
+    advice : str
+        What to do about it.
     """
-    numbers = config.nz + config.ny * getattr(args, 'n_euler_steps', 1)
-    n_samples = getattr(args, 'n_samples', 1)
-    require_memory(4 * n_videos * n_samples * args.nt_gen * numbers, device,
-                   'use fewer videos at a time, --n_samples, --nt_gen or --n_euler_steps')
+    numbers = n_videos * n_samples * nt * (config.nz + config.ny * n_euler_steps)
+    require_memory(4 * numbers, device, advice)
 
 
 class Chunk:

@@ -259,7 +259,8 @@ def main(argv=None):
     from sampling import check_memory
     from utils import get_device
     args.device = get_device(args.device)
-    check_memory(config, truth.shape[1], args, args.device)
+    check_memory(config, args.device, truth.shape[1], args.nt_gen, args.n_samples,
+                 args.n_euler_steps)
     model = load_model(config, Path(args.xp_dir) / args.model_name, args.device)
     for path in args.out:
         make_folder(path.parent, '--out: folder')

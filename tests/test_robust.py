@@ -30,6 +30,7 @@ from perturbation import DamageFile, draw_damage
 from preprocessing.convert import find_ffmpeg
 from preprocessing.folder import convert as folder_convert
 from preprocessing.mmnist import make_test_set
+from sampling import check_memory
 from training import job
 
 
@@ -212,7 +213,10 @@ def test_more_than_the_memory_is_refused_before_any_file(more, tmp_path, call):
 def test_presets_need_far_less_than_a_small_machine(monkeypatch):
     monkeypatch.setattr(files, 'memory', lambda: 8e9)
     for preset in ('smmnist', 'kth', 'human', 'bair'):
-        job.check_memory(preset_config(preset), torch.device('cpu'), World())
+        config, cpu = preset_config(preset), torch.device('cpu')
+        job.check_step_memory(config, cpu, World())
+        check_memory(config, cpu, config.batch_size_test, config.seq_len_test,
+                     config.n_samples_test, config.n_euler_steps)
 
 
 # Outputs and logs

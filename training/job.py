@@ -17,6 +17,7 @@ from data.stream import BatchStream
 from distributed import PER_PROCESS_OPTIONS, join
 from files import UserError, WriteError, exclusive, make_folder, write_json
 from model import build_model
+from sampling import check_memory
 from training.loop import NotFinite, Trainer
 from training.state import describe_split, read_state
 from utils import check_compile, describe, require_memory
@@ -63,7 +64,10 @@ def prepare(argv, seed, world, stack):
     device = world.device(config.device, allow_tf32=True)
     if config.compile:
         check_compile(device)
-    check_memory(config, device, world)
+    check_step_memory(config, device, world)
+    check_memory(config, device, config.batch_size_test, config.seq_len_test,
+                 config.n_samples_test, config.n_euler_steps,
+                 'use a smaller --batch_size_test, --n_samples_test or --seq_len_test')
     if world.main:
         check_folder(config)
         if config.resume:
@@ -89,16 +93,13 @@ def check_batch(config, world):
                         'each; use a larger batch')
 
 
-def check_memory(config, device, world):
+def check_step_memory(config, device, world):
     """Check a lower bound of what a step needs: weights, Adam's moments, widest activations."""
     with torch.device('meta'):
         model = build_model(config)
     videos = max(config.batch_size // (world.size * config.accumulate), 1)
     floats = 4 * n_parameters(model) + videos * config.seq_len * model.decoder.widest
     require_memory(4 * floats, device, 'use a smaller --batch_size, --seq_len or model')
-    samples = config.batch_size_test * config.n_samples_test * config.seq_len_test
-    require_memory(4 * samples * (config.ny * config.n_euler_steps + config.nz), device,
-                   'use a smaller --batch_size_test, --n_samples_test or --seq_len_test')
 
 
 def fingerprint(source, config):
