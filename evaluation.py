@@ -90,7 +90,8 @@ def prepare(args, config, world):
     fvd = None
     if args.fvd:
         metrics.fvd.check_sizes(n_videos, args.nt_gen, 'the test set (--n_videos, --nt_gen)')
-        embed = metrics.fvd.build_embedding(args.i3d_path, args.fvd_backend, device)
+        embed = metrics.fvd.build_embedding(args.i3d_path, args.fvd_backend, device,
+                                            args.i3d_other)
         fvd = metrics.fvd.FVD(embed, args.fvd_samples)
     protocol = get_protocol(args, config, scorer, digest, fvd)
     return Task(args, scorer, model, fvd, protocol)
@@ -121,7 +122,8 @@ def get_protocol(args, config, scorer, digest, fvd):
             'resolution': [config.nx, config.nx], 'clips': scorer.n_videos,
             'samples': args.fvd_samples, 'seed': args.test_seed,
             'embedding': metrics.fvd.EMBEDDING, 'backend': args.fvd_backend,
-            'weights_sha256': fvd.embed.sha256}
+            'weights_sha256': fvd.embed.sha256, 'weights': fvd.embed.identity,
+            'note': fvd.embed.note}
     return protocol
 
 
@@ -199,6 +201,8 @@ def announce(task, world):
               f'{p["resolution"][0]} x {p["resolution"][1]}, {p["clips"]} clips, '
               f'{count(p["samples"], "random sample")}, seed {p["seed"]}\n'
               f'     {p["embedding"]}, {backend}, weights {p["weights_sha256"]}', flush=True)
+        if p['note']:
+            print(f'     note: {p["note"]}', flush=True)
 
 
 def predictor(task):
