@@ -24,7 +24,7 @@ import download
 import metrics.fvd
 from conftest import GOLDEN, ROOT, refused
 from files import UserError, exclusive
-from metrics.fvd import FVD, Embedding, build_embedding, check, convert, fvd, i3d, tfhub, weights
+from metrics.fvd import Embedding, build_embedding, check, convert, fvd, i3d, tfhub, weights
 from metrics.fvd import __main__ as script
 from metrics.fvd.frechet import frechet_distance
 
@@ -292,16 +292,11 @@ def test_features_that_are_not_finite():
         fvd(*videos.astype(float), MeanColour())
 
 
-def test_batches_of_samples():
-    given, target, *samples = (random_videos(n, 20, 8, 8, 3, seed=i)
-                               for i, n in enumerate((3, 6, 6, 6)))
-    score = FVD(MeanColour(), 2)
-    for part in (slice(0, 7), slice(7, 20)):
-        score.update(given[:, part], target[:, part], [s[:, part] for s in samples])
-    whole = [np.concatenate([given, end]).swapaxes(0, 1) for end in (target, *samples)]
-    distances = [fvd(whole[0], s, MeanColour()) for s in whole[1:]]
-    assert score.result() == pytest.approx((np.mean(distances), np.std(distances)))
-    assert score.result()[1] > 0
+def test_features_of_continued_videos():
+    given, frames = (random_videos(n, 5, 8, 8, 3, seed=n) for n in (3, 6))
+    found = metrics.fvd.embed_continued(MeanColour(), given, frames)
+    whole = np.concatenate([given, frames]).swapaxes(0, 1)
+    assert np.array_equal(found, MeanColour()(whole)) and found.shape == (5, 54)
 
 
 # Weights
@@ -801,7 +796,7 @@ def test_evaluation_with_fvd(run_dir, test_set, i3d_path, tmp_path, memory, caps
         'samples': 1, 'seed': 1, 'embedding': metrics.fvd.EMBEDDING, 'backend': 'torch',
         'weights_sha256': str(golden['weights_sha256']), 'weights': 'other',
         'note': weights.NOTES['other']}
-    assert result['scores']['fvd']['std'] == 0
+    assert result['scores']['fvd']['ci95'] is None
     out = capsys.readouterr().out
     assert ('FVD: 9 frames, 3 conditioning frames included, 64 x 64, 16 clips, '
             '1 random sample, seed 1') in out
@@ -827,10 +822,10 @@ def test_mean_over_samples(run_dir, test_set, tmp_path, monkeypatch, capsys):
     run_test(run_dir, test_set, tmp_path, '--fvd', '--fvd_samples', '2')
     truth = true_videos(test_set)
     distances = [fvd(truth, predicted_videos(truth, tmp_path, i), MeanColour()) for i in (1, 2)]
-    mean, std = np.mean(distances), np.std(distances)
+    mean, half = np.mean(distances), 1.96 * np.std(distances) / np.sqrt(2)
     scores = json.loads((tmp_path / 'results.json').read_text())['scores']
-    assert scores['fvd'] == {'mean': pytest.approx(mean), 'std': pytest.approx(std)}
-    line = f'FVD {mean:.2f} ± {std:.2f} (standard deviation of 2 samples)'
+    assert scores['fvd'] == {'mean': pytest.approx(mean), 'ci95': pytest.approx(half)}
+    line = f'FVD {mean:.2f} ± {half:.2f}'
     assert line in capsys.readouterr().out
     message = 'is from an evaluation with fvd samples 2, found 1 now'
     with pytest.raises(UserError, match=message):
