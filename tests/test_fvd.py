@@ -22,6 +22,7 @@ from test_evaluation import script as test_script
 
 import download
 import metrics.fvd
+import published
 from conftest import GOLDEN, ROOT, refused
 from files import UserError, exclusive
 from metrics.fvd import Embedding, build_embedding, check, convert, fvd, i3d, tfhub, weights
@@ -296,7 +297,7 @@ def test_features_of_continued_videos():
     given, frames = (random_videos(n, 5, 8, 8, 3, seed=n) for n in (3, 6))
     found = metrics.fvd.embed_continued(MeanColour(), given, frames)
     whole = np.concatenate([given, frames]).swapaxes(0, 1)
-    assert np.array_equal(found, MeanColour()(whole)) and found.shape == (5, 54)
+    assert np.array_equal(found, MeanColour()(whole)) and found.shape == (5, 18)
 
 
 # Weights
@@ -693,6 +694,14 @@ def test_torchscript_is_recognised(tmp_path, cache, monkeypatch):
         weights.find()
 
 
+def test_published_distances_stand_only_beside_those_of_the_same_weights():
+    protocol = {'dataset': 'kth', 'conditioning_frames': 10, 'predicted_frames': 30}
+    assert published.find_scores(protocol | {'fvd': {'weights': 'published'}}).scores['fvd']
+    for identity in ('other', 'unknown'):
+        found = published.find_scores(protocol | {'fvd': {'weights': identity}}).scores
+        assert found.keys() == {'psnr', 'ssim', 'lpips'}
+
+
 # The published figure
 
 @pytest.mark.parametrize('n_videos', [2, 4, 7])
@@ -800,9 +809,17 @@ def test_evaluation_with_fvd(run_dir, test_set, i3d_path, tmp_path, memory, caps
     out = capsys.readouterr().out
     assert ('FVD: 9 frames, 3 conditioning frames included, 64 x 64, 16 clips, '
             '1 random sample, seed 1') in out
-    assert f'note: {weights.NOTES["other"]}' in out
     value = f'FVD {result["scores"]["fvd"]["mean"]:.2f}'
     assert value in out
+
+    assert out.count(f'note: {weights.NOTES["other"]}') == 2  # before the work and at the end
+    assert 'published: ' not in out.partition(value)[2]
+
+    # The same weights under another name give the same results
+    run_test(run_dir, test_set, tmp_path, '--fvd', '--i3d_path', str(i3d_path))
+    record = json.loads((tmp_path / 'results.json').read_text())
+    assert record['protocol']['fvd']['weights'] == 'unknown'
+    assert record['scores'] == result['scores']
 
     # The same by hand: true and predicted videos, after the conditioning frames
     truth = true_videos(test_set)
