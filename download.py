@@ -61,7 +61,7 @@ def fetch(url, path, size=None, sha256=None, patience=None):
     if difference := compare(part, size, sha256):
         part.unlink()
         raise DownloadError(f'{url}: the download {difference}, and was removed; check the address '
-                            'and run again', 'another file')
+                            'and run again', f'it {difference}')
     os.replace(part, path)
 
 

@@ -154,7 +154,7 @@ def test_wrong_sha256(site, tmp_path):
         fetch(site.url(), tmp_path / 'a', sha256=WRONG)
     with pytest.raises(DownloadError) as caught:
         fetch(site.url(), tmp_path / 'a', sha256=WRONG)
-    assert caught.value.reason == 'another file'
+    assert caught.value.reason == f'it has the SHA-256 {SHA256}, expected {WRONG}'
     assert names(tmp_path) == []
 
 

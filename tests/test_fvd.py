@@ -564,7 +564,9 @@ def test_tensorflow_hub_is_the_second_way(site, archive, cache, hub, exported, m
     assert names(cache) == []  # the archive was removed
     assert [path for path, _ in site.requests] == ['1.tar.gz', 'i3d?tf-hub-format=compressed']
     err = capfd.readouterr().err
-    assert f'another file; trying {weights.HANDLE} with tensorflow_hub' in err
+    found = hashlib.sha256(archive).hexdigest()
+    assert (f'it has the SHA-256 {found}, expected another one; '
+            f'trying {weights.HANDLE} with tensorflow_hub') in err
     assert 'Total size: 1.95kB' in err  # tensorflow_hub tells its progress
 
     site.files.clear()

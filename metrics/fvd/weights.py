@@ -204,8 +204,8 @@ def download(backend, option):
     except UserError as error:
         third = '' if backend == 'tfhub' else ', or i3d_pretrained_400.pt of VideoGPT,'
         raise UserError(
-            f'I3D is not in {archive.parent}, and cannot be had from {URL} ({first.reason}), nor '
-            f'with tensorflow_hub from {HANDLE} ({str(error)[:100]}); get the first file on '
+            f'I3D is not in {archive.parent}, and cannot be had from {URL} ({first.reason[:80]}), '
+            f'nor with tensorflow_hub from {HANDLE} ({str(error)[:80]}); get the first file on '
             f'another machine{third} and pass it as {option}') from None
     return module if backend == 'tfhub' else convert(module, option)
 
