@@ -72,7 +72,11 @@ def add_i3d_options(parser):
     """Add the options of I3D, the network of the Fréchet video distance."""
     parser.add_argument('--i3d_path',
                         help='weights of I3D: TF-Hub module (folder or .tar.gz) or .pt file; '
-                             'default: searched for in $SRVP_CACHE (~/.cache/srvp)')
+                             'default: searched for in $SRVP_CACHE (~/.cache/srvp), or '
+                             'downloaded')
+    parser.add_argument('--i3d_other', action='store_true',
+                        help='accept rgb_imagenet.pt as --i3d_path, whose weights are not those of '
+                             'published distances')
     parser.add_argument('--fvd_backend', choices=FVD_BACKENDS, default='torch',
                         help='tfhub: run the TensorFlow module itself')
 
