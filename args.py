@@ -5,7 +5,6 @@ checked, written as `config.json`, and everything downstream reads that.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from parsing import (
     Parser,
     YAMLFile,
     add_device_option,
+    add_local_rank_option,
+    check_local_rank,
     euler_steps,
     flag,
     frames,
@@ -61,12 +62,6 @@ def add_model_options(parser):
     parser.add_argument('--xp_dir', required=True,
                         help='folder of the trained model: config.json and the weights')
     parser.add_argument('--model_name', default='model.pt', help='weights, in --xp_dir')
-
-
-def add_local_rank_option(parser):
-    """Add `--local_rank` in both spellings of launchers, which set LOCAL_RANK as well."""
-    parser.add_argument('--local_rank', '--local-rank', type=nonnegative_int, default=0,
-                        help='set by distributed launchers')
 
 
 def add_i3d_options(parser):
@@ -367,13 +362,6 @@ def check_precision_options(c):
         raise UserError('--amp_opt_lvl, --keep_batchnorm_fp32 and --apex_verbose need --apex_amp')
     if not c.torch_amp and c.amp_dtype != 'auto':
         raise UserError(f'--amp_dtype {c.amp_dtype} needs --torch_amp')
-
-
-def check_local_rank(config):
-    """Raise a UserError for a rank that was not set by a launcher."""
-    if config.local_rank and 'LOCAL_RANK' not in os.environ:
-        raise UserError(f'--local_rank {config.local_rank} is for launchers, but none started this '
-                        'process; use torchrun --nproc_per_node=…')
 
 
 # Configurations of trained models
