@@ -172,6 +172,10 @@ def first_losses(tmp_path, rule, *more):
 def test_bfloat16(rule, tmp_path):
     expected, found = (first_losses(tmp_path, rule, *more) for more in ([], ['--torch_amp']))
     assert found == pytest.approx(expected, rel=1e-3) and found != expected
+    model = build_model(config_of(rule)).eval()
+    with torch.autocast('cpu', torch.bfloat16):
+        out = model(torch.rand(T, B, 1, 64, 64), T + 2)
+    assert out.y.dtype == out.z.dtype == out.res.dtype == torch.float32
 
 
 @pytest.mark.parametrize('rule', RULES)
