@@ -9,9 +9,7 @@ from pathlib import Path
 from args import (
     METRICS,
     add_i3d_options,
-    add_local_rank_option,
     add_model_options,
-    check_local_rank,
     fill_from_config,
     load_config,
 )
@@ -19,6 +17,8 @@ from files import UserError, run_script
 from parsing import (
     Parser,
     add_device_option,
+    add_local_rank_option,
+    check_local_rank,
     euler_steps,
     flag,
     frames,
