@@ -27,6 +27,7 @@ PARSERS = {
     'train': ('args', 'train_parser'),
     'test': ('test', 'test_parser'),
     'visualize': ('visualize', 'visualize_parser'),
+    'compare': ('compare', 'compare_parser'),
     'damage': ('damage', 'damage_parser'),
     'export': ('export', 'export_parser'),
     'pretrained': ('pretrained', 'pretrained_parser'),
