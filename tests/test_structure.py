@@ -17,10 +17,10 @@ FLOORS = [
     {'checkpoint'},
     {'metrics'},
     {'sampling'},
-    {'distributed', 'perturbation', 'pictures', 'preprocessing'},
+    {'distributed', 'perturbation', 'pictures', 'predictor', 'preprocessing'},
     {'evaluation', 'training'},
     {'damage', 'export', 'pretrained', 'test', 'train', 'visualize', '__main__'},  # scripts
-    {'benchmarks'},
+    {'benchmarks', 'hubconf'},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
