@@ -286,21 +286,36 @@ def check_archive(path):
             raise ValueError(f'{damaged} in it does not match its checksum: the file is damaged')
 
 
-def read_npz(path):
-    """Arrays of an `.npz` by name, read-only. Unlike those of `np.load`, they match checksums."""
+def read_npz(path, names=None):
+    """Arrays of an `.npz` by name, read-only: all, or those of `names` that there are.
+
+    Unlike those of `np.load`, they match checksums.
+    """
     with zipfile.ZipFile(path) as archive:  # `read` verifies the checksum
-        return {name.removesuffix('.npy'): parse_npy(archive.read(name))
-                for name in archive.namelist() if name.endswith('.npy')}
+        found = {name.removesuffix('.npy'): name for name in archive.namelist()
+                 if name.endswith('.npy')}
+        return {name: parse_npy(archive.read(member)) for name, member in found.items()
+                if names is None or name in names}
+
+
+def npz_header(path, name):
+    """Shape and dtype of an array of an `.npz`, which is not read."""
+    with zipfile.ZipFile(path) as archive, archive.open(f'{name}.npy') as f:
+        shape, _, dtype = npy_header(f)
+        return shape, dtype
+
+
+def npy_header(f):
+    """Shape, order (whether it is that of Fortran) and dtype from the begin of an `.npy` file."""
+    if np.lib.format.read_magic(f) == (1, 0):
+        return np.lib.format.read_array_header_1_0(f)
+    return np.lib.format.read_array_header_2_0(f)
 
 
 def parse_npy(data):
     """Array of the content of an `.npy` file, without a copy."""
     f = io.BytesIO(data)
-    version = np.lib.format.read_magic(f)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(f)
-    else:
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(f)
+    shape, fortran, dtype = npy_header(f)
     array = np.frombuffer(data, dtype, math.prod(shape), f.tell())
     return array.reshape(shape, order='F' if fortran else 'C')
 
