@@ -213,6 +213,7 @@ def resolve(argv=None):
     fill_from_config(args, config)
     if args.what == 'predict':
         args.index = [0]  # futures use the noise of the first test video
+        args.names = [os.path.basename(os.path.abspath(args.video))]
     if any(path.suffix.lower() == '.mp4' for path in args.out):
         find_ffmpeg()  # raises an error if it is missing
     return args, config
@@ -221,7 +222,10 @@ def resolve(argv=None):
 # Videos
 
 def get_videos(args, config):
-    """Videos to draw: uint8 (T, B, H, W, C). That of `--video` may lack its last frames."""
+    """Videos to draw, uint8 (T, B, H, W, C), named by `args.names`.
+
+    That of `--video` may lack its last frames.
+    """
     if args.what == 'predict':
         return get_own_video(args, config)
     testset = load_test(config, args.data_dir, args.nt_gen)
@@ -234,6 +238,7 @@ def get_videos(args, config):
         if i >= len(testset):
             raise UserError(f'--index {i}: the test set has {len(testset)} videos; '
                             f'use numbers from 0 to {len(testset) - 1}')
+    args.names = [testset.name(i) for i in args.index]
     return testset.videos(args.index)
 
 
@@ -255,6 +260,7 @@ def main(argv=None):
 
     # Late, as they import PyTorch: --help and checks do without it
     from checkpoint import load_model
+    from pictures.frames import shortened
     from pictures.views import VIEWS
     from sampling import check_memory
     from utils import get_device
@@ -266,7 +272,8 @@ def main(argv=None):
         make_folder(path.parent, '--out: folder')
     for b, files in enumerate(args.files):
         part = slice(b, b + 1) if len(args.files) > 1 else slice(None)
-        drawing = VIEWS[args.what](model, truth[:, part], args.index[part], args)
+        names = list(map(shortened, args.names[part]))
+        drawing = VIEWS[args.what](model, truth[:, part], args.index[part], names, args)
         for path in files:
             drawing.write(path)
             print(f'{args.what}: {path}')

@@ -1,13 +1,19 @@
 """Charts: paths of states in a plane, and curves. Matplotlib, slow to import, is imported late."""
 
+import math
+
 import numpy as np
 from PIL import Image
 
 from files import replacing
 
+DISTANT = 0.25  # size of the largest path, relative to all, below which each is drawn by itself
+
 
 def plane(y, times, share, size=800):
     """Draw paths of states along their first two principal components.
+
+    Paths that are small compared with their distances are also drawn one by one.
 
     Parameters
     ----------
@@ -30,27 +36,38 @@ def plane(y, times, share, size=800):
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.patheffects import withStroke
     palette = matplotlib.colormaps['tab10'].colors
     figure = Figure((size / 100, size / 100), dpi=100, layout='constrained')
-    axes = figure.add_subplot()
-    nt_cond, outline = times[1], [withStroke(linewidth=3, foreground='white')]
-    for path, colour in zip(y.swapaxes(0, 1), palette):
+    paths = list(zip(y.swapaxes(0, 1), palette))
+    panels = [paths]
+    if np.ptp(y, 0).max() < DISTANT * np.ptp(y, (0, 1)).max():
+        panels += [[path] for path in paths]
+    n = math.ceil(math.sqrt(len(panels)))
+    for i, shown in enumerate(panels, 1):
+        axes = figure.add_subplot(-(-len(panels) // n), n, i)
+        draw_paths(axes, shown, times[1], times if len(panels) == 1 or i > 1 else [])
+    figure.suptitle('States y_t: dots given, rings predicted, numbers are t')
+    figure.supxlabel(f'first principal component ({share[0]:.0%} of the variance)', fontsize=10)
+    figure.supylabel(f'second principal component ({share[1]:.0%})', fontsize=10)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
+    return picture, [tuple(round(255 * c) for c in colour) for colour in palette]
+
+
+def draw_paths(axes, paths, nt_cond, times):
+    """Draw pairs of a path (T, 2) and its colour, with labels at some times."""
+    from matplotlib.patheffects import withStroke
+    outline = [withStroke(linewidth=3, foreground='white')]
+    for path, colour in paths:
         axes.plot(*path.T, color=colour, lw=1.2, alpha=0.5)
         axes.plot(*path[:nt_cond].T, 'o', color=colour, ms=7)
         axes.plot(*path[nt_cond:].T, 'o', color=colour, ms=6, mfc='white')
         for t in times:
             axes.annotate(str(t), path[t], (5, 5), textcoords='offset points', color=colour,
                           size=12, weight='bold', zorder=5, path_effects=outline)
-    axes.set(xlabel=f'first principal component ({share[0]:.0%} of the variance)',
-             ylabel=f'second principal component ({share[1]:.0%})',
-             title='States y_t: dots given, rings predicted, numbers are t')
     axes.grid(alpha=0.3)
     axes.set_aspect('equal', 'datalim')
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
-    return picture, [tuple(round(255 * c) for c in colour) for colour in palette]
 
 
 def curves(path, xlabel, x, panels):

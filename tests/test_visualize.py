@@ -182,7 +182,8 @@ def test_samples_are_those_of_evaluation_with_their_moments(grey, data_dir, tmp_
                 torch.from_numpy(2 * np.sqrt(variance))]
     found = cells(out, 8, 8)
     np.testing.assert_array_equal(found[0], truth[:, 0].repeat(3, -1))
-    assert (found[1:, :3] == 255).all()  # nothing next to the conditioning frames
+    np.testing.assert_array_equal(found[1:7, :3], found[:1, :3].repeat(6, 0))  # those given
+    assert (found[7, :3] == 0).all()  # their standard deviation
     for row, video in zip(found[1:], expected):
         assert abs(row[3:].astype(int) - as_frames(video)).max() <= 1
     assert found[7, 3:].max() > 0 and score.max() > score.min()
@@ -269,7 +270,7 @@ def test_interpolation_ends_at_the_decodings_of_both_videos(colour, tmp_path, sh
     model, truth, futures = plain(xp_dir, data_dir, [3, 1], 2, 5)
     own = as_frames(futures.given(0)[0])
     found = cells(out, 3, 7)
-    np.testing.assert_array_equal(found[1, [0, -1]], truth[0])
+    np.testing.assert_array_equal(found[:, [0, -1]], truth[0][None].repeat(3, 0))
     assert_same(found[:2, 1], own[[0, 0]])
     assert_same(found[1:, -2], own[[1, 1]])
     y = futures.y_given[0, 0].mean(0).expand(1, 1, -1)
@@ -348,6 +349,21 @@ def test_plane_has_dots_for_conditioning_frames_only(nt_cond):
     left = x[np.diff(x, prepend=-99) > 9]
     assert len(left) == nt_cond and left[0] < 150
     assert np.ptp(left) < (picture.width - 100) * nt_cond / 8
+
+
+def test_plane_shows_distant_paths_one_by_one():
+    """In panels of their own, where they are as large as two paths that are near each other."""
+    angle = np.linspace(0, 6, 20)
+    circle = np.stack([np.cos(angle), np.sin(angle)], 1)[:, None]  # of diameter 2
+    shares = {}
+    for distance in (1, 5, 9, 1000):
+        picture, colours = charts.plane(np.concatenate([circle, circle + [distance, 0]], 1),
+                                        [0, 3, 19], [0.9, 0.1])
+        places = [np.argwhere((np.asarray(picture) == colour).all(-1)) for colour in colours[:2]]
+        shares[distance] = [np.ptp(place[:, 0]) / 800 for place in places]
+    assert min(shares[1]) > 0.5 and 0.2 < min(shares[5]) <= max(shares[5]) < 0.3
+    for far in (9, 1000):  # also in the panel of all paths
+        assert min(shares[far]) > 0.3
 
 
 def test_latent_shows_paths_and_frames(grey, data_dir, tmp_path, monkeypatch):
@@ -554,6 +570,41 @@ def test_labels_are_not_clipped():
     assert (picture[:, [0, 1, -1, -2]] == 255).all() and (picture[[0, 1]] == 255).all()
     middle = picture.shape[1] // 2
     assert (picture[:28, middle - 40:].min((0, 2)) < 128).any()
+
+
+def test_videos_have_the_names_of_their_files(colour, grey, data_dir, video, tmp_path,
+                                              monkeypatch):
+    texts, table = [], pictures.table
+
+    def watched(cells, headings, names=(), *args):
+        texts.append([getattr(h, 'text', h) for h in [*headings, *names]])
+        return table(cells, headings, names, *args)
+    monkeypatch.setattr(pictures, 'table', watched)
+
+    def drawn(what, xp_dir, *more):
+        texts.clear()
+        draw(what, xp_dir, *more, '--n_samples', 2, '--out', tmp_path / 'a.png')
+        return ' | '.join(text for row in texts for text in row)
+    long = 'person01_boxing_d1_outdoors_again'
+    (tmp_path / 'data' / 'test').mkdir(parents=True)
+    for i, name in enumerate(('a walk.npy', f'{long}.npy')):
+        shutil.copy(colour[1] / 'test' / f'{i}.npy', tmp_path / 'data' / 'test' / name)
+    own, short = ('--data_dir', tmp_path / 'data'), 'person01_bo…tdoors_again'
+    assert f'| truth | a walk | {short}' in drawn('swap', colour[0], *own)
+    assert f'motion of {short}, t = ' in drawn('swap', colour[0], *own)
+    assert drawn('latent', colour[0], *own).endswith(f'| a walk | {short}')
+    found = drawn('interpolate', colour[0], *own)
+    for text in ('a walk, t = 0', f'{short}, t = 0', 'content of a walk', f'content of {short}'):
+        assert f'{text} |' in f'{found} |'
+    assert 'truth | video 3 | video 1' in drawn(
+        'swap', grey, '--data_dir', data_dir, '--index', 3, 1)
+    assert '| own clip.mkv | future 1 |' in drawn('predict', colour[0], '--video', video)
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('a' * 24, 'a' * 24), ('a' * 12 + 'b' * 13, 'a' * 11 + '…' + 'b' * 12), ('', '')])
+def test_long_names_are_shortened(name, expected):
+    assert pictures.shortened(name) == expected
 
 
 # Options
