@@ -46,5 +46,5 @@ def load_test(config, data_dir, nt):
 
     def read():
         with reading(path, *complaint):
-            return read_npz(path, ['sequences'])['sequences'][:, :nt].swapaxes(0, 1)
+            return read_npz(path, 'sequences')['sequences'][:, :nt].swapaxes(0, 1)
     return Sequences(path, shape[0], read)

@@ -244,7 +244,7 @@ def load_test(config, data_dir, nt):
     complaint = 'is not a test set of Moving MNIST', f'make it again with: {command}'
     with reading(path, *complaint):
         shape, dtype = npz_header(path, 'sequences')
-        latents = read_npz(path, ['latents']).get('latents')
+        latents = read_npz(path, 'latents').get('latents')
         fastest = 0 if latents is None else int(abs(latents[..., 2:]).max())
     if dtype != np.uint8 or len(shape) != 4 or shape[2:] != (config.nx, config.nx) or not shape[1]:
         raise UserError(f'{path}: sequences must be uint8 (T, N, {config.nx}, {config.nx}), found '
@@ -259,7 +259,7 @@ def load_test(config, data_dir, nt):
 
     def read():
         with reading(path, *complaint):
-            return read_npz(path, ['sequences'])['sequences'][:nt]
+            return read_npz(path, 'sequences')['sequences'][:nt]
     return Sequences(path, shape[1], read)
 
 

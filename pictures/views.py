@@ -90,8 +90,8 @@ def samples(model, truth, index, names, args):
     mean = total / len(futures)
     std = (squares / len(futures) - mean ** 2).clamp(min=0).sqrt()  # at most 1/2, in [0, 1]
     given = truth[:args.nt_cond, 0]
-    rows = {'truth': truth[:, 0], 'best': to_frames(best.kept[:, 0]),
-            'worst': to_frames(worst.kept[:, 0]), **random, 'mean': to_frames(mean),
+    rows = {'truth': truth[:, 0], 'best': to_frames(best.kept[0][:, 0]),
+            'worst': to_frames(worst.kept[0][:, 0]), **random, 'mean': to_frames(mean),
             '2 std': np.concatenate([0 * given, to_frames(2 * std)])}
 
     def still(path):
