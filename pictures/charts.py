@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from files import replacing
+from logs import TERMS
 
 DISTANT = 0.25  # size of the largest path, relative to all, below which each is drawn by itself
 
@@ -148,3 +149,66 @@ def score_curves(path, methods, nt_cond, dashed=None):
               for key, value in scores.items() if key.endswith('_t'))
     curves(path, 'frame t', np.arange(nt_cond, nt_cond + nt), panels,
            (nt_cond, 'first predicted frame'))
+
+
+# Training
+
+TITLES = {'loss': 'loss', 'nll': 'negative log-likelihood', 'kl_y_0': 'KL divergence of y_0',
+          'kl_z': 'KL divergence of z', 'res': 'norm of the residuals', 'lr': 'learning rate',
+          'val_psnr': 'validation: PSNR (dB)', 'val_ssim': 'validation: SSIM'}
+BEGIN = 0.05  # share of the steps that the scale of the loss and its terms does not depend on
+
+
+def training_curves(path, runs):
+    """Draw the logs of training runs.
+
+    Parameters
+    ----------
+    path : path
+        PNG file.
+    runs : dict of pairs of lists of dicts, by name
+        Rows of training and of validation (see `logs.read_log`).
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+    panels = {title: [column(rows, name) for rows in runs.values()]
+              for name, title in TITLES.items()}
+    panels['last validation: PSNR (dB) by frame t'] = [by_frame(rows[1]) for rows in runs.values()]
+    panels = {title: lines for title, lines in panels.items() if any(len(x) for x, _ in lines)}
+    figure = Figure(figsize=(15, 3.5 * -(-len(panels) // 3)), layout='constrained')
+    for i, (title, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(-(-len(panels) // 3), 3, i + 1, title=title)
+        for k, (name, (x, y)) in enumerate(zip(runs, lines)):
+            axes.plot(x, y, color=f'C{k}', lw=1, marker='.' if len(x) < 20 else '', label=name)
+        if title in [TITLES[term] for term in TERMS]:
+            axes.set_ylim(later_limits(lines))
+        if 'by frame' not in title:
+            axes.set_xlabel('step')
+            axes.xaxis.set_major_formatter(EngFormatter(sep=''))
+        axes.grid(alpha=0.3)
+        if i == 0 and len(runs) > 1:
+            axes.legend(fontsize='small')
+    with replacing(path) as tmp:
+        figure.savefig(tmp, format='png', dpi=100)
+
+
+def column(rows, name):
+    """Steps and values of a column of the rows of training or of validation, where it is."""
+    found = [row for part in rows for row in part if row.get(name)]
+    return (np.array([int(row['step']) for row in found]),
+            np.array([float(row[name]) for row in found]))
+
+
+def by_frame(validation):
+    """Times and PSNR of predicted frames, of the last of the rows of validation."""
+    found = {int(name[5:]): float(value) for name, value in (validation or [{}])[-1].items()
+             if name.startswith('psnr_') and value}
+    return np.array(list(found)), np.array(list(found.values()))
+
+
+def later_limits(lines):
+    """Limits of an axis: almost all values of curves (x, y), but for the first steps."""
+    first = BEGIN * max(x[-1] for x, _ in lines if len(x))
+    low, high = np.percentile(np.concatenate([y[x >= first] for x, y in lines]), [1, 99])
+    margin = 0.1 * (high - low) or 1
+    return low - margin, high + margin

@@ -148,10 +148,10 @@ def spaced(nt_cond, T, most=COLUMNS):
 
 # Files
 
-def write_picture(path, picture):
+def write_picture(path, picture, **options):
     """Write a Pillow image as PNG."""
     with replacing(path) as tmp:
-        picture.save(tmp, 'PNG')
+        picture.save(tmp, 'PNG', **options)
 
 
 def strip(path, rows, nt_cond):

@@ -5,15 +5,18 @@ import subprocess
 import sys
 import weakref
 from argparse import Namespace
+from pathlib import Path
 from unittest.mock import Mock
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from test_datasets import encode
 
+import logs
 import visualize
 from args import config_dict, load_config, parse_train
 from checkpoint import load_model
@@ -527,6 +530,66 @@ def test_predict_draws_a_video_of_any_length(colour, tmp_path, shown, suffix):
     assert error <= (5 if suffix == 'mp4' else 0) and found[5:].min() >= 252
 
 
+# Training
+
+def test_training_curves_of_runs(run_dir, tmp_path, monkeypatch):
+    """Of one that goes on, of one of an earlier version, and of one without validation so far."""
+    shutil.copytree(run_dir, tmp_path / 'run')
+    with open(tmp_path / 'run' / 'log.csv', 'a') as f:
+        f.write('16,2')  # as it is being written
+    (tmp_path / 'old').mkdir()
+    (tmp_path / 'old' / 'log.csv').write_text(
+        'step,loss,nll,kl_y_0,kl_z,res,lr,steps_per_s,val_psnr,best_psnr\n'
+        '1,9e9,9e9,1,2,3,0.1,1,,\n' + ''.join(f'{i},{i},1,2,3,4,0.1,1,,\n' for i in range(2, 41))
+        + '40,,,,,,,,12.5,13\n')
+    (tmp_path / 'new').mkdir()
+    (tmp_path / 'new' / 'log.csv').write_text(','.join(logs.TRAINING) + '\n5,1,1,1,1,1,1,1\n')
+    monkeypatch.chdir(tmp_path)
+    figures = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, path, **_: figures.append(figure)
+                        or Path(path).touch())
+    visualize.main(['training', '--xp_dir', 'run', 'old', 'new'])
+    assert (tmp_path / 'run' / 'visualize' / 'training.png').exists()
+    panels = {axes.get_title(): axes for axes in figures[0].axes}
+    assert list(panels) == [*charts.TITLES.values(), 'last validation: PSNR (dB) by frame t']
+    for title, length, old in (('loss', 15, 40), ('validation: PSNR (dB)', 2, 1),
+                               ('validation: SSIM', 2, 0)):
+        run, before, new = panels[title].lines
+        assert [len(line.get_xdata()) for line in (run, before)] == [length, old]
+        assert new.get_label() == 'new' and len(new.get_xdata()) == (title == 'loss')
+    assert panels['validation: PSNR (dB)'].lines[1].get_ydata().tolist() == [12.5]
+    assert panels['last validation: PSNR (dB) by frame t'].lines[0].get_xdata().tolist() == [3, 4]
+    low, high = panels['loss'].get_ylim()
+    assert low < 2 and 20_000 < high < 50_000  # not the first loss of the second run
+    texts = [text.get_text() for text in panels['loss'].get_legend().get_texts()]
+    assert texts == ['run', 'old', 'new']
+
+
+def test_training_picture(run_dir, tmp_path, call):
+    path = tmp_path / 'new' / 'a.PNG'
+    done = call(visualize.main, 'training', '--xp_dir', run_dir, '--names', 'tiny', '--out', path)
+    assert done == (0, f'training: {path}\n', '')
+    assert np.ptp(read_rgb(path)) > 200
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--xp_dir', 'nowhere'], 'nowhere/log.csv does not exist; use the folder of a run of train'),
+    (['--xp_dir', 'begun'], 'begun/log.csv has no rows yet; wait for the first one'),
+    (['--xp_dir', 'other'], r'other/log.csv is not the log of a run \(it has no column step\); '),
+    (['--xp_dir', 'begun', 'begun'], '--names: begun begun has duplicates; use different ones'),
+    (['--xp_dir', 'begun', '--names', 'a', 'b'], '--names: found 2 for 1 run .--xp_dir.; give'),
+    (['--xp_dir', 'begun', '--out', 'a.gif'], '--out a.gif: training is written as .png; use one'),
+    (['--xp_dir', 'begun', '--index', '3'], '--index belongs to samples, .*, found training')])
+def test_errors_of_training(argv, message, tmp_path, monkeypatch):
+    for folder, text in (('begun', 'step,loss\n'), ('other', 'a,b\n1,2\n')):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'log.csv').write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        visualize.main(['training', *argv])
+    assert not list(tmp_path.rglob('*.png'))
+
+
 # Animations
 
 def test_gif_has_the_right_greys_and_colours(tmp_path):
@@ -611,6 +674,7 @@ def test_long_names_are_shortened(name, expected):
 
 def test_help(call):
     page = call(visualize.main, '--help').out
+    assert '\n    training ' in page and '--names' in call(visualize.main, 'training', '--help').out
     for what, visual in VISUALS.items():
         assert f'\n    {what} ' in page and visual.text.split()[0] in page
         own = call(visualize.main, what, '--help').out
@@ -780,7 +844,7 @@ def test_command_line(grey, data_dir, tmp_path, call):
     assert done.code == 0 and done.out == f'latent: {tmp_path}/a.png\n' and not done.err
 
 
-def test_script_checks_options_without_pytorch(grey, data_dir):
+def test_script_checks_options_without_pytorch(grey, data_dir, tmp_path):
     code = ('import runpy, sys; sys.modules["torch"] = None; '
             'runpy.run_path("visualize.py", run_name="__main__")')
 
@@ -789,6 +853,9 @@ def test_script_checks_options_without_pytorch(grey, data_dir):
                               capture_output=True, text=True)
     done = script('latent', '--xp_dir', grey, '--data_dir', data_dir, '--index', 500)
     assert done.returncode == 2 and done.stderr.startswith('error: --index 500: the test set has')
+    (tmp_path / 'log.csv').write_text('step,loss\n1,2\n')
+    done = script('training', '--xp_dir', tmp_path)
+    assert done.returncode == 0 and done.stdout.endswith('/visualize/training.png\n'), done.stderr
     done = script('latent', '--xp_dir', 'nowhere', '--data_dir', data_dir)
     assert done.returncode == 2 and done.stderr.startswith('error: ')
     assert done.stderr.count('\n') == 1
