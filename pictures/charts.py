@@ -170,7 +170,7 @@ def training_curves(path, runs):
         Rows of training and of validation (see `logs.read_log`).
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, MaxNLocator
     panels = {title: [column(rows, name) for rows in runs.values()]
               for name, title in TITLES.items()}
     panels['last validation: PSNR (dB) by frame t'] = [by_frame(rows[1]) for rows in runs.values()]
@@ -182,7 +182,9 @@ def training_curves(path, runs):
             axes.plot(x, y, color=f'C{k}', lw=1, marker='.' if len(x) < 20 else '', label=name)
         if title in [TITLES[term] for term in TERMS]:
             axes.set_ylim(later_limits(lines))
-        if 'by frame' not in title:
+        if 'by frame' in title:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        else:
             axes.set_xlabel('step')
             axes.xaxis.set_major_formatter(EngFormatter(sep=''))
         axes.grid(alpha=0.3)
