@@ -318,13 +318,23 @@ def read_npz(path, prefix=''):
     return arrays
 
 
+def npz_header(path, name):
+    """Shape and dtype of an array of an `.npz`, which is not read."""
+    with zipfile.ZipFile(path) as archive, archive.open(f'{name}.npy') as f:
+        shape, _, dtype = npy_header(f)
+        return shape, dtype
+
+
+def npy_header(f):
+    """Shape, order (whether it is that of Fortran) and dtype from the begin of an `.npy` file."""
+    if np.lib.format.read_magic(f) == (1, 0):
+        return np.lib.format.read_array_header_1_0(f)
+    return np.lib.format.read_array_header_2_0(f)
+
+
 def read_npy(f):
     """Array of an open `.npy` file, block by block; to its end, where an archive checks its sum."""
-    version = np.lib.format.read_magic(f)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(f)
-    else:
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(f)
+    shape, fortran, dtype = npy_header(f)
     if dtype.hasobject:
         raise ValueError('it holds Python objects')
     data = bytearray(math.prod(shape) * dtype.itemsize)

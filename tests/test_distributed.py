@@ -48,8 +48,8 @@ def run_together(n, *argv, code=0, script='train.py'):
 
 
 def rows(folder):
-    with open(folder / 'log.csv', newline='') as f:
-        return list(csv.DictReader(f))
+    return [row for name in ('log.csv', 'validation.csv') for row in csv.DictReader(
+        (folder / name).read_text().splitlines())]
 
 
 def assert_same_run(folder, reference):
@@ -137,11 +137,11 @@ def test_published_launcher_with_a_list_of_devices(alone, tmp_path):
 def test_failing_machine_ends_the_other_one(tmp_path):
     """Even during a long validation; a launcher only stops the processes of its own machine."""
     script = patched(tmp_path, '''
-def validation_psnr(*args):
+def best_futures(*args):
     if os.environ['RANK'] == '1':
         raise ValueError('a message of process 1')
     time.sleep(600)
-loop.validation_psnr = validation_psnr
+validation.best_futures = best_futures
 ''')
     launcher = [*TORCHRUN, '--nnodes=2', '--nproc_per_node=1', '--rdzv_backend=c10d',
                 '--rdzv_id=job', f'--rdzv_endpoint=127.0.0.1:{free_port()}']

@@ -45,7 +45,7 @@ PARSERS = {
 }
 # Options of other programs (Slurm, TensorBoard) and of `None` above
 OTHER_OPTIONS = {'--nodes', '--ntasks-per-node', '--gpus-per-node', '--cpus-per-task', '--signal',
-                 '--logdir', '--parts', '--repeats'}
+                 '--logdir', '--samples_per_plugin', '--parts', '--repeats'}
 
 
 class Command(NamedTuple):

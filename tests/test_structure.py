@@ -11,17 +11,17 @@ from conftest import ROOT
 # From low to high: a module imports only from lower floors and from its own package
 FLOORS = [
     {'files', 'published'},
-    {'download', 'parsing', 'results', 'utils'},
+    {'download', 'logs', 'parsing', 'results', 'utils'},
     {'args', 'data', 'module'},
     {'model'},
     {'checkpoint'},
     {'metrics'},
     {'sampling'},
-    {'distributed', 'perturbation', 'pictures', 'preprocessing'},
+    {'distributed', 'perturbation', 'pictures', 'predictor', 'preprocessing'},
     {'evaluation', 'training'},
     # Scripts
     {'compare', 'damage', 'export', 'pretrained', 'test', 'train', 'visualize', '__main__'},
-    {'benchmarks'},
+    {'benchmarks', 'hubconf'},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
