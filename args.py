@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+import published
 from files import UserError, read_json
 from parsing import (
     Parser,
@@ -41,9 +42,7 @@ NX = 64  # frames are 64 x 64: the architectures fix the number of downsamplings
 CHANNELS = {'smmnist': (1,), 'kth': (1,), 'human': (3,), 'bair': (3,), 'folder': (1, 3)}
 
 CONFIGS = Path(__file__).resolve().parent / 'configs'
-# Frames of the published evaluations, by preset
-NT_GEN = {'smmnist': 25, 'smmnist_deterministic': 100, 'kth': 40, 'human': 53, 'bair': 30}
-PRESETS = list(NT_GEN)
+PRESETS = list(published.PUBLISHED)
 
 # Options of a single call, not part of the configuration
 TRANSIENT = {'config', 'resume', 'dry_run', 'local_rank'}
@@ -426,18 +425,10 @@ def fill_from_config(args, config):
                         f'{args.nt_cond} conditioning frames (--nt_cond); use a larger --nt_gen')
 
 
-def published_lengths(config):
-    """`nt_cond` and `nt_gen` of the published scores on the same test set, or None."""
-    preset = f'{config.dataset}_deterministic' if config.deterministic else config.dataset
-    if preset not in PRESETS or (config.digits, config.ndigits) != ('mnist', 2):
-        return None
-    return preset_config(preset).nt_cond, NT_GEN[preset]
-
-
 def note_lengths(args, config):
     """Print a note if the lengths make scores incomparable with the published ones."""
-    published = published_lengths(config)
-    if published not in (None, (args.nt_cond, args.nt_gen)):
-        print(f'note: published scores on this test set use --nt_gen {published[1]} with '
-              f'{published[0]} conditioning frames; found --nt_gen {args.nt_gen} with '
+    paper = published.find(vars(config))
+    if paper is not None and (paper.nt_cond, paper.nt_gen) != (args.nt_cond, args.nt_gen):
+        print(f'note: published scores on this test set use --nt_gen {paper.nt_gen} with '
+              f'{paper.nt_cond} conditioning frames; found --nt_gen {args.nt_gen} with '
               f'{args.nt_cond}', file=sys.stderr)

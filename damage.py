@@ -46,7 +46,7 @@ from pictures.encoding import write_mp4
 from pictures.frames import Heading, stacked, table
 from pictures.network import NetworkPicture, video_frame
 from preprocessing.convert import find_ffmpeg
-from results import replacing_results
+from results import lock_results, replacing_results
 
 FRAME_RATE, NETWORK_RATE = 25, 5  # of the videos: predicted frames, and iterations, per second
 RESULTS = ['prediction.mp4', 'network.mp4', 'predictions.npz', 'damage.csv', 'damage.png',
@@ -259,7 +259,8 @@ def run_experiment(model, weights, x, names, draws, run, args):
             targets = {f'{name}{suffix}': (metric, metric.prepare(reference))
                        for suffix, reference in references.items()
                        for name, metric in metrics.items()}
-        scores = {name: metric(future, target).item() for name, (metric, target) in targets.items()}
+        scores = {name: metric(future, target).mean().item()
+                  for name, (metric, target) in targets.items()}
         row = {'run': run + 1, 'iteration': i + 1, 'damaged': weights.n_hit,
                'share': weights.n_hit / size, **scores, 'weight_change': weights.change()}
         yield row, quantise(future)[:, 0].permute(0, 2, 3, 1).cpu().numpy(), changed
@@ -325,11 +326,12 @@ def draw_curves(path, rows):
     columns = {name: np.array([row[name] for row in rows], float).reshape(shape)
                for name in rows[0]}
     share = columns['share'][:, -1].mean()
-    panels = {label: {'against the truth': columns[name],
-                      'against the intact prediction': columns[f'{name}_intact']}
+    bands = {name: charts.band(values) for name, values in columns.items()}
+    panels = {label: {'against the truth': bands[name],
+                      'against the intact prediction': bands[f'{name}_intact']}
               for label, name in (('PSNR (dB)', 'psnr'), ('SSIM', 'ssim'))}
-    panels |= {'damaged values': {f'{100 * share:.3g}% at the end': columns['damaged']},
-               'norm of the change of the weights': {'': columns['weight_change']}}
+    panels |= {'damaged values': {f'{100 * share:.3g}% at the end': bands['damaged']},
+               'norm of the change of the weights': {'': bands['weight_change']}}
     charts.curves(path, 'iteration', columns['iteration'][0], panels)
 
 
@@ -364,7 +366,8 @@ def main(argv=None):
     names, draws = get_damage(args, shapes)
     make_folder(args.out_dir, '--out_dir')
     announce(args, config, len(names), len(shapes), describe(device))
-    with replacing_results(args.out_dir, RESULTS, 'damage.json', args.overwrite) as folder:
+    with lock_results(args.out_dir), replacing_results(
+            args.out_dir, RESULTS, 'damage.json', args.overwrite) as folder:
         (folder / 'network').mkdir()
         rows, predictions, captions = run_all(
             model, weights, to_video(torch.from_numpy(clip), device), names, draws,

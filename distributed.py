@@ -13,7 +13,6 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn as nn
 
 from files import UserError, count, explain
 from utils import get_device
@@ -239,15 +238,25 @@ def read_place(env):
     return [int(env[name]) for name in names[:4]]
 
 
+class Stopped(Exception):
+    """A signal asked to stop."""
+
+
 class StopSignal:
     """Context that notes SIGINT (Ctrl-C) and SIGTERM, to be obeyed between two steps.
 
     A second signal ends the run at once, except under a launcher, which repeats signals and
     finally kills.
+
+    Parameters
+    ----------
+    world : World
+    doing : str
+        What is done about the signal, for the message.
     """
 
-    def __init__(self, world):
-        self.world = world
+    def __init__(self, world, doing):
+        self.world, self.doing = world, doing
 
     def __enter__(self):
         self.received = None
@@ -264,64 +273,99 @@ class StopSignal:
         signal.signal(number, signal.SIG_IGN if self.world.size > 1 else signal.SIG_DFL)
         if self.world.main:
             with contextlib.suppress(OSError):  # Ctrl-C also ends the reader of a pipe
-                os.write(2, f'\n{signal.Signals(number).name}: saving the state\n'.encode())
+                os.write(2, f'\n{signal.Signals(number).name}: {self.doing}\n'.encode())
 
 
-class AllReduce(torch.autograd.Function):
-    """Sum of a tensor over all processes; its gradient is the sum of theirs.
+class Desk:
+    """Hands out tasks and takes their results; in process 0."""
 
-    PyTorch's own, `torch.distributed.nn.functional.all_reduce`, is deprecated.
+    def __init__(self, tasks, deliver):
+        self.tasks, self.deliver, self.lock = iter(tasks), deliver, threading.Lock()
+        self.stopped, self.error = False, None
+
+    def exchange(self, task, result, stopped):
+        """Take the result (bytes, may be empty) of a task; returns the next task, -1 at the end."""
+        with self.lock:
+            try:
+                if result:
+                    self.deliver(task, result)
+            except Exception as error:  # raised later, by the main thread
+                self.error = error
+            self.stopped |= bool(stopped)
+            return -1 if self.stopped or self.error else next(self.tasks, -1)
+
+    def serve(self, world, group):
+        """Exchange with all other processes, until they have all been told to end."""
+        try:
+            self._serve(world.size - 1, group)
+        except RuntimeError as error:  # a process died
+            self.error = error
+
+    def _serve(self, working, group):
+        while working:
+            header = torch.zeros(3, dtype=torch.int64)
+            rank = dist.recv(header, group=group)
+            task, size, stopped = header.tolist()
+            result = torch.empty(size, dtype=torch.uint8)
+            if size:
+                dist.recv(result, rank, group)
+            reply = self.exchange(task, result.numpy().tobytes(), stopped)
+            dist.send(torch.tensor([reply]), rank, group)
+            working -= reply < 0
+
+
+def exchange_with_desk(group, task, result, stopped):
+    """`Desk.exchange` of process 0, called from another process."""
+    dist.send(torch.tensor([task, len(result), stopped]), 0, group)
+    if result:
+        dist.send(torch.frombuffer(bytearray(result), dtype=torch.uint8), 0, group)
+    reply = torch.zeros(1, dtype=torch.int64)
+    dist.recv(reply, 0, group)
+    return int(reply)
+
+
+def work(exchange, run):
+    """Run tasks, as they are handed out, to the end."""
+    task, result = -1, b''
+    while (task := exchange(task, result, False)) >= 0:
+        try:
+            result = run(task)
+        except Stopped:
+            exchange(task, b'', True)
+            return
+
+
+def share_tasks(world, tasks, run, deliver):
+    """Run tasks on all processes, each of which takes the next one as soon as it is free.
+
+    Parameters
+    ----------
+    world : World
+    tasks : list of int ≥ 0
+        Only those of process 0 count.
+    run : function
+        Returns the result of a task, as bytes. May raise `Stopped`, which ends the work of all
+        processes after their present tasks.
+    deliver : function
+        Called with each task and its result, in process 0.
+
+    Returns
+    -------
+    bool
+        Whether the work was stopped; the same in all processes.
     """
-
-    @staticmethod
-    def forward(ctx, x, group):
-        ctx.group, total = group, x.clone()
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx, grad):
-        return AllReduce.forward(ctx, grad, ctx.group), None
-
-
-class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation over all processes' batches on CPUs, where PyTorch has none."""
-    group = None  # torch.distributed.ProcessGroup
-
-    def forward(self, x):
-        """(N, C, H, W) -> (N, C, H, W)"""
-        if not self.training:
-            return super().forward(x)
-        dims = 0, 2, 3
-        x_ = x.float()
-        n = x_.new_tensor([x_.numel() / x_.shape[1]])
-        total = AllReduce.apply(torch.cat([x_.sum(dims), n]), self.group)
-        mean, n = total[:-1] / total[-1], total[-1]
-        centred = x_ - mean[:, None, None]
-        var = AllReduce.apply((centred ** 2).sum(dims), self.group) / n
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * n / (n - 1), self.momentum)  # unbiased
-        scale = self.weight * (var + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
-
-
-def with_stride(tensor, stride):
-    return tensor.as_strided(tensor.shape, stride)
-
-
-def distribute(model, device, world):
-    """Model with gradients averaged, and batch statistics computed, over all processes."""
-    if device.type == 'cuda':
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model, world.group)
+    desk = Desk(tasks, deliver)
+    if world.size == 1:
+        work(desk.exchange, run)
     else:
-        for m in model.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                m.__class__, m.group = SyncBatchNorm, world.group  # same state, other forward
-    for p in model.parameters():
-        # The stride of an axis of length 1 is arbitrary; DDP warns unless the gradient has p's
-        if p.ndim == 4 and p.shape[1] == 1:
-            p.register_hook(functools.partial(with_stride, stride=p.stride()))
-    return nn.parallel.DistributedDataParallel(model, process_group=world.group,
-                                               gradient_as_bucket_view=True)
+        group = dist.new_group(backend='gloo', timeout=TIMEOUT)
+        if world.main:
+            server = threading.Thread(target=desk.serve, args=(world, group), daemon=True)
+            server.start()
+            work(desk.exchange, run)
+            server.join()
+        else:
+            work(functools.partial(exchange_with_desk, group), run)
+    if desk.error:
+        raise desk.error
+    return world.share(desk.stopped)

@@ -5,6 +5,7 @@ import csv
 import errno
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -250,6 +251,22 @@ def write_npz(path, **arrays):
         np.savez_compressed(f, **arrays)
 
 
+def write_npz_parts(path, name, n, parts):
+    """Write an array of n rows as a compressed `.npz`, from its parts along the first axis.
+
+    The memory is that of one part.
+    """
+    parts = iter(parts)
+    first = next(parts)
+    header = {'descr': np.lib.format.dtype_to_descr(first.dtype), 'fortran_order': False,
+              'shape': (n, *first.shape[1:])}
+    with replacing(path) as tmp, zipfile.ZipFile(tmp, 'w', zipfile.ZIP_DEFLATED) as archive, \
+            archive.open(f'{name}.npy', 'w', force_zip64=True) as f:
+        np.lib.format.write_array_header_1_0(f, header)
+        for part in itertools.chain([first], parts):
+            f.write(np.ascontiguousarray(part))
+
+
 # Reading
 
 @contextlib.contextmanager
@@ -286,11 +303,14 @@ def check_archive(path):
             raise ValueError(f'{damaged} in it does not match its checksum: the file is damaged')
 
 
-def read_npz(path):
-    """Arrays of an `.npz` by name, read-only. Unlike those of `np.load`, they match checksums."""
+def read_npz(path, prefix=''):
+    """Arrays of an `.npz` by name, read-only, of those whose names start with `prefix`.
+
+    Unlike those of `np.load`, they match checksums.
+    """
     with zipfile.ZipFile(path) as archive:  # `read` verifies the checksum
         return {name.removesuffix('.npy'): parse_npy(archive.read(name))
-                for name in archive.namelist() if name.endswith('.npy')}
+                for name in archive.namelist() if name.endswith('.npy') and name.startswith(prefix)}
 
 
 def parse_npy(data):

@@ -286,7 +286,7 @@ class FrozenDecoder:
     def __call__(self, y):
         """Frames (T, B, nc, 64, 64), in [0, 1], of states y (T, B, ny)."""
         T, B = y.shape[:2]
-        h = y @ self.y_matrix + self.w_term  # (T, B, 4·4·C)
+        h = y.to(self.y_matrix.dtype) @ self.y_matrix + self.w_term  # (T, B, 4·4·C)
         h = h.view(T * B, 4, 4, -1).permute(0, 3, 1, 2)  # (T·B, C, 4, 4), channels last in memory
         F.leaky_relu_(h, SLOPE)
         for function, kernel, bias, stride, padding, skip_term, activate in self.steps:
@@ -295,18 +295,18 @@ class FrozenDecoder:
                 h.unflatten(0, (T, B)).add_(skip_term)
             if activate:
                 F.leaky_relu_(h, SLOPE)
+        h = h.to(torch.promote_types(h.dtype, torch.float32))
         return torch.sigmoid_(h).unflatten(0, (T, B))
 
 
 def fold_norm(conv, norm, dtype):
     """Kernel and bias, of `dtype`, of a convolution with its batch normalisation folded in."""
-    kernel = conv.weight.to(dtype)
     if norm is None:
-        return kernel, None
-    a = norm.weight.to(dtype) / (norm.running_var.to(dtype) + norm.eps).sqrt()
-    b = norm.bias.to(dtype) - norm.running_mean.to(dtype) * a
+        return conv.weight.to(dtype), None
+    a = norm.weight / (norm.running_var + norm.eps).sqrt()
+    b = norm.bias - norm.running_mean * a
     shape = (1, -1, 1, 1) if isinstance(conv, nn.ConvTranspose2d) else (-1, 1, 1, 1)
-    return kernel * a.view(shape), b
+    return (conv.weight * a.view(shape)).to(dtype), b.to(dtype)
 
 
 ENCODERS = {'dcgan': DCGANEncoder, 'vgg': VGGEncoder}

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from args import NT_GEN, load_config, preset_config
+from args import load_config, preset_config
 from files import (
     UserError,
     WriteError,
@@ -23,6 +23,7 @@ from files import (
     writing,
 )
 from parsing import Parser
+from published import PUBLISHED
 
 ORIGIN = 'https://data.lip6.fr/srvp/'  # the authors' site
 REPO = 'nkiyohara/srvp-pretrained-model-mirror'  # a mirror of it on the Hugging Face Hub
@@ -30,26 +31,17 @@ FILES = ['config.json', 'model.pt']
 
 
 class Model(NamedTuple):
-    """A published model; its scores, mean ± half-width of the 95% interval, are the paper's."""
+    """A published model."""
     folder: str  # in REPO
-    dataset: str
     parameters: int
-    psnr: str = '-'
-    ssim: str = '-'
-    lpips: str = '-'
-    n_samples: int = 100
 
 
 MODELS = {  # by preset
-    'smmnist': Model('mmnist/stochastic', 'Stochastic Moving MNIST', 10_678_284,
-                     '16.93 ± 0.07', '0.7799 ± 0.0020'),
-    'smmnist_deterministic': Model('mmnist/deterministic', 'Deterministic Moving MNIST', 10_678_284,
-                                   n_samples=1),
-    'kth': Model('kth', 'KTH', 23_877_854,
-                 '29.69 ± 0.32', '0.8697 ± 0.0046', '0.0736 ± 0.0029'),
-    'human': Model('human', 'Human3.6M', 23_880_158),
-    'bair': Model('bair', 'BAIR robot pushing', 23_847_390,
-                  '19.59 ± 0.27', '0.8196 ± 0.0084', '0.0574 ± 0.0032'),
+    'smmnist': Model('mmnist/stochastic', 10_678_284),
+    'smmnist_deterministic': Model('mmnist/deterministic', 10_678_284),
+    'kth': Model('kth', 23_877_854),
+    'human': Model('human', 23_880_158),
+    'bair': Model('bair', 23_847_390),
 }
 
 # Options that determine the network and the test set. Not seq_len_test: the test command sets it
@@ -90,8 +82,9 @@ def print_models():
     print(row('NAME', 'dataset', 'parameters', 'MB', 'PSNR (dB)', 'SSIM', 'LPIPS'))
     for name, model in MODELS.items():
         megabytes = 4 * model.parameters / 1e6  # float32
-        print(row(name, model.dataset, f'{model.parameters:,}', f'{megabytes:.0f}',
-                  model.psnr, model.ssim, model.lpips))
+        paper = PUBLISHED[name]
+        print(row(name, paper.name, f'{model.parameters:,}', f'{megabytes:.0f}',
+                  *(paper.scores.get(metric, '-') for metric in ('psnr', 'ssim', 'lpips'))))
     print('\nPublished scores: best of 100 samples, mean ± half-width of the 95% interval.\n'
           f'Models come from {REPO} on the Hugging Face Hub,\n'
           f'a mirror of {ORIGIN}, the site of the authors.\n'
@@ -103,8 +96,8 @@ def print_commands(name, out_dir):
     for file in FILES:
         print(f'SHA-256 {sha256(Path(out_dir) / file)}  {file}')
     folder, weights = shlex.quote(out_dir), shlex.quote(f'{out_dir}/model.pt')
-    print(f'evaluate:   python test.py --xp_dir {folder} --data_dir DATA --nt_gen {NT_GEN[name]} '
-          f'--n_samples {MODELS[name].n_samples}\n'
+    print(f'evaluate:   python test.py --xp_dir {folder} --data_dir DATA '
+          f'--nt_gen {PUBLISHED[name].nt_gen} --n_samples {PUBLISHED[name].n_samples}\n'
           f'train on:   python train.py --preset {name} --data_dir DATA --save_path RUN '
           f'--weights {weights}')
 

@@ -112,15 +112,22 @@ class Futures:
         Also decode the states between predicted frames: nt n frames instead of nt.
     chunk : Chunk
         Frames decoded at a time.
+    dtype : torch.dtype
+        Of the networks; states and frames stay in float32.
     """
 
-    def __init__(self, model, x, nt, noise, n_euler_steps=None, between=False, chunk=None):
-        self.cond = model.condition(x)
+    def __init__(self, model, x, nt, noise, n_euler_steps=None, between=False, chunk=None,
+                 dtype=torch.float32):
         noise = Noise(*(part.to(x.device) for part in noise))
-        self.y_given, self.y = model.predict(self.cond, nt, noise, n_euler_steps, between)
+        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+            self.cond = model.condition(x)
+            self.y_given, self.y = model.predict(self.cond, nt, noise, n_euler_steps, between)
         self.n = (n_euler_steps or model.n_euler_steps) if between else 1  # states per frame
         self.chunk = chunk or Chunk(model)
-        self._decoder = FrozenDecoder(model.decoder, self.cond.w, self.cond.skips)
+        w, skips = self.cond.w, self.cond.skips
+        if dtype != torch.float32:
+            w, skips = w.to(dtype), skips and [skip.to(dtype) for skip in skips]
+        self._decoder = FrozenDecoder(model.decoder, w, skips)
 
     def __len__(self):
         return self.y.shape[1]
@@ -178,4 +185,4 @@ def validation_psnr(model, x, nt_cond, noise, chunk=None):
     for s, future in enumerate(futures):
         frames = psnr(torch.cat([futures.given(s), future]), x).mean(2)  # (T, B), channel mean
         best.update(frames.mean(0), frames)
-    return best.kept[nt_cond:].mean(0)
+    return best.kept[0][nt_cond:].mean(0)

@@ -20,6 +20,7 @@ from parsing import (
     Parser,
     add_device_option,
     euler_steps,
+    flag,
     frames,
     nonnegative_int,
     positive_int,
@@ -63,6 +64,7 @@ def add_sampling_options(g):
     g.add_argument('--chunk', type=positive_int,
                    help='frames decoded at a time, at least one per video of a batch; default: '
                         'chosen from the free memory, and halved when out of memory')
+    flag(g, '--torch_amp', help='networks in bfloat16; the metrics stay in float32')
     g.add_argument('--test_seed', '--seed', type=seed, default=1,
                    help='seed of all samples, and of the weights of --baseline untrained')
 
@@ -76,7 +78,8 @@ def add_score_options(g):
     g.add_argument('--fvd', action='store_true',
                    help='also compute the Fréchet video distance, of the first random sample')
     g.add_argument('--fvd_samples', type=positive_int, default=1,
-                   help='report the mean distance over this many random samples')
+                   help='report the mean distance over this many random samples, and its 95%% '
+                        'interval; published ones are over 5')
     add_i3d_options(g)
 
 
@@ -85,9 +88,10 @@ def add_output_options(g):
                    help='folder of the results; default: --xp_dir, or its subfolder '
                         'baseline_<name> with --baseline. Earlier results there are replaced at '
                         'the end if their protocol is the same; otherwise the call stops before '
-                        'any work')
+                        'any work. An interrupted evaluation continues there')
     g.add_argument('--overwrite', action='store_true',
-                   help='replace earlier results in --out_dir whatever their protocol')
+                   help='replace earlier results in --out_dir whatever their protocol, and '
+                        'discard an interrupted evaluation of another one')
     g.add_argument('--n_pictures', type=nonnegative_int, default=5,
                    help='videos drawn as a strip (PNG) and an animation (GIF)')
 
@@ -100,6 +104,8 @@ def resolve(argv=None):
     fill_from_config(args, config)
     if args.baseline == 'last_frame':
         args.n_samples = 1  # there is only one future
+        if args.torch_amp:
+            raise UserError('--torch_amp: --baseline last_frame has no network; leave it out')
     if not args.fvd and (args.i3d_path or args.fvd_samples != 1 or args.fvd_backend != 'torch'):
         raise UserError('--i3d_path, --fvd_samples and --fvd_backend need --fvd')
     if args.fvd_samples > args.n_samples:
@@ -115,8 +121,8 @@ def main(argv=None):
     # parse together instead, so that an error is printed once.
     if 'LOCAL_RANK' not in os.environ:
         test_parser().parse_args(argv)
-    from evaluation import run
-    run(lambda: resolve(argv))
+    from evaluation.run import run
+    return run(lambda: resolve(argv))
 
 
 if __name__ == '__main__':

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import test as test_script
-from args import NT_GEN, config_dict, parse_train
+from args import config_dict, parse_train
 from checkpoint import save
 from data import load_test
 from data.digits import load_digits
@@ -27,6 +27,7 @@ from data.mmnist import make_test_set
 from distributed import World
 from metrics.lpips import CONVOLUTIONS, LPIPS
 from model import build_model
+from published import PUBLISHED
 from sampling import draw_noise
 from tests import plain
 from training.loop import Trainer
@@ -114,7 +115,7 @@ def evaluation(preset, variant, folder):
     if variant == 'here':
         n_videos, n_samples = SIZES.n_videos, SIZES.n_samples
     argv = ['--xp_dir', folder, '--data_dir', folder, '--lpips_dir', folder,
-            '--out_dir', folder / 'out', '--nt_gen', NT_GEN[preset], '--n_pictures', 0,
+            '--out_dir', folder / 'out', '--nt_gen', PUBLISHED[preset].nt_gen, '--n_pictures', 0,
             '--n_videos', n_videos, '--n_samples', n_samples]
     if ON_GPU:
         argv += ['--device', 0]
@@ -127,7 +128,7 @@ def evaluation(preset, variant, folder):
 
 
 def plain_evaluation(config, preset, folder):
-    n, nt = SIZES.n_plain, NT_GEN[preset]
+    n, nt = SIZES.n_plain, PUBLISHED[preset].nt_gen
     model = contiguous(untrained(config)).eval()
     network = contiguous(LPIPS(torch.load(folder / 'alexnet.pth', weights_only=True)))
     videos = torch.from_numpy(load_test(config, folder, nt).videos(range(n)))
@@ -158,7 +159,7 @@ def write_experiment(preset, folder):
     save(folder / 'alexnet.pth', alexnet)
     digits, labels = load_digits('mnist5k', None, True)
     n = 2 * SIZES.n_videos
-    arrays = make_test_set(digits[:n], labels[:n], NT_GEN[preset])
+    arrays = make_test_set(digits[:n], labels[:n], PUBLISHED[preset].nt_gen)
     if preset == 'kth':  # moving digits too: the content does not affect the time
         np.savez(folder / 'svg_test_set_40.npz', sequences=arrays['sequences'].swapaxes(0, 1))
     else:

@@ -3,19 +3,24 @@
 `python -m metrics --preset kth --data_dir DIR A.npz B.npz`
 """
 
-import os
-from pathlib import Path
+import contextlib
 
 import numpy as np
 import torch
 
-from args import METRICS, NT_GEN, PRESETS, preset_config
-from files import UserError, progress_bar, run_script, write_json
+import metrics.fvd
+from args import METRICS, PRESETS, add_i3d_options, preset_config
+from files import UserError, make_folder, progress_bar, run_script, write_json, write_npz
 from metrics.scoring import FixedFutures, Scorer, concatenate
-from metrics.summary import finite, score_lines, summary
+from metrics.summary import finite, score_lines, summarise, summary
 from metrics.videos import read_videos
 from parsing import Parser, add_device_option, positive_int
+from pictures import charts
+from published import PUBLISHED
+from results import lock_results, replacing_results
 from utils import describe, get_device, to_video
+
+RESULTS = ['results.json', 'results.npz', 'curves.png']
 
 
 def get_parser():
@@ -32,7 +37,7 @@ def get_parser():
     parser.add_argument('--preset', choices=PRESETS, required=True,
                         help='published configuration: its test set and conditioning frames')
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
-    published = ', '.join(f'{nt} ({preset})' for preset, nt in NT_GEN.items())
+    published = ', '.join(f'{paper.nt_gen} ({preset})' for preset, paper in PUBLISHED.items())
     parser.add_argument('--nt_gen', type=positive_int,
                         help='number of frames, conditioning frames included; '
                              f'default: as published, {published}')
@@ -44,7 +49,13 @@ def get_parser():
                              'files may hold just these')
     parser.add_argument('--batch_size', type=positive_int, default=16,
                         help='videos at a time; does not change the scores')
-    parser.add_argument('--out', metavar='FILE.json', help='new file for scores and protocol')
+    parser.add_argument('--fvd', action='store_true',
+                        help='also compute the Fréchet video distance, the mean over FILEs, of the '
+                             'predictions after the true conditioning frames')
+    add_i3d_options(parser)
+    parser.add_argument('--out', metavar='FOLDER',
+                        help='folder for the results, which replace earlier ones: results.json, '
+                             'results.npz and curves.png, as those of test.py')
     add_device_option(parser)
     return parser
 
@@ -53,25 +64,16 @@ def resolve(argv=None):
     """Checked options, and the configuration of the preset."""
     args = get_parser().parse_args(argv)
     config = preset_config(args.preset)
-    args.nt_cond, args.nt_gen = config.nt_cond, args.nt_gen or NT_GEN[args.preset]
+    args.nt_cond, args.nt_gen = config.nt_cond, args.nt_gen or PUBLISHED[args.preset].nt_gen
     if args.nt_gen <= args.nt_cond:
         raise UserError(f'--nt_gen {args.nt_gen} leaves no frame to predict after the '
                         f'{args.nt_cond} conditioning frames of {args.preset}; '
                         'use a larger --nt_gen')
-    if args.out is not None:
-        check_new_file(args.out)
+    if not args.fvd and (args.i3d_path or args.fvd_backend != 'torch'):
+        raise UserError('--i3d_path and --fvd_backend need --fvd')
+    if args.out and args.out.endswith('.json'):
+        raise UserError(f'--out {args.out}: results are a folder now; name one')
     return args, config
-
-
-def check_new_file(path):
-    """Raise a UserError unless `path`, given by --out, is a JSON file that can be created."""
-    if not path.endswith('.json'):
-        raise UserError(f'--out {path} is not a .json file; name a new .json file')
-    if os.path.lexists(path):
-        raise UserError(f'--out {path} already exists; name a new .json file')
-    folder = Path(path).parent
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f'--out {path}: {folder} is not a writable folder; use another one')
 
 
 def check_shape(path, shape, scorer):
@@ -88,15 +90,56 @@ def check_shape(path, shape, scorer):
                         'one prediction per video, or --n_videos if the file has the first ones')
 
 
-def score(path, scorer, on_sample):
-    """Scores (N,) by metric of the predictions in a file."""
-    predictions = read_videos(path)
-
-    def predict(indices, given):
+def score(path, scorer, embed, on_sample):
+    """Scores by name of the predictions in a file, and their features for the FVD (N, 400)."""
+    predictions, nt_cond = read_videos(path), scorer.args.nt_cond
+    scores, features = [], []
+    for indices in scorer.batches():
         batch = np.array(predictions[indices.start:indices.stop]).swapaxes(0, 1)
-        return FixedFutures(given, [to_video(torch.from_numpy(batch), scorer.device)])
-    batches = scorer.batches(range(scorer.n_videos), predict, on_sample=on_sample)
-    return concatenate([scores for _, _, scores, _ in batches])
+        x = to_video(torch.from_numpy(batch), scorer.device)
+        truth, found, _ = scorer.score(indices, lambda _, given, x=x: FixedFutures(given, [x]))
+        scores.append(found)
+        if embed is not None:
+            features.append(metrics.fvd.embed_continued(embed, truth[:nt_cond], batch))
+        on_sample(len(indices))
+    return concatenate(scores), np.concatenate(features) if features else None
+
+
+def true_features(scorer, embed, on_sample):
+    """Features (N, 400) of the test set."""
+    features = []
+    for indices in scorer.batches():
+        truth = scorer.testset.videos(indices)
+        features.append(metrics.fvd.compute_features(embed, truth.swapaxes(0, 1)))
+        on_sample(len(indices))
+    return np.concatenate(features)
+
+
+def score_all(paths, scorer, embed):
+    """Scores by name of the best of several files, and their Fréchet video distances (list)."""
+    n_passes = len(paths) + (embed is not None)
+    with progress_bar(total=n_passes * scorer.n_videos, unit='video') as bar:
+        # One file in memory at a time
+        every, features = zip(*(score(path, scorer, embed, bar.update) for path in paths))
+        true = true_features(scorer, embed, bar.update) if embed is not None else None
+    distances = [metrics.fvd.frechet_distance(true, f) for f in features if f is not None]
+    best = {}
+    for name, metric in scorer.metrics.items():
+        i = (np.argmax if metric.higher_is_better else np.argmin)([s[name] for s in every], 0)
+        for key in (name, f'{name}_t'):
+            best[key] = np.stack([s[key] for s in every])[i, range(scorer.n_videos)]
+    return best, distances
+
+
+def get_protocol(args, config, scorer, embed):
+    """What the scores depend on, as saved with them."""
+    protocol = scorer.protocol(len(args.files)) | {'precision': 'float32'}
+    if embed is not None:
+        protocol['fvd'] = {'frames': args.nt_gen, 'conditioning_frames_included': True,
+                           'resolution': [config.nx, config.nx], 'clips': scorer.n_videos,
+                           'samples': len(args.files), 'embedding': metrics.fvd.EMBEDDING,
+                           'backend': args.fvd_backend, 'weights_sha256': embed.sha256}
+    return protocol
 
 
 def main(argv=None):
@@ -104,19 +147,32 @@ def main(argv=None):
     scorer = Scorer(args, config, get_device(args.device))
     for path in args.files:  # all of them, before the work starts
         check_shape(path, read_videos(path).shape, scorer)
-    what = args.files[0] if len(args.files) == 1 else f'the best of {len(args.files)} files'
-    scorer.announce(f'scoring {what} on {describe(scorer.device)}')
-
-    with progress_bar(total=len(args.files) * scorer.n_videos, unit='video') as bar:
-        every = [score(path, scorer, bar.update) for path in args.files]  # one file in memory
-    best = {name: (np.max if metric.higher_is_better else np.min)([s[name] for s in every], 0)
-            for name, metric in scorer.metrics.items()}
-    table = summary(best)
-    print('\n'.join(score_lines(table)))
-    if args.out is not None:
-        write_json(args.out, {'scores': finite(table), 'protocol': scorer.protocol(len(every)),
-                              'files': args.files})
-        print(f'results in {args.out}')
+    embed = None
+    if args.fvd:
+        metrics.fvd.check_sizes(scorer.n_videos, args.nt_gen,
+                                'the test set (--n_videos, --nt_gen)')
+        embed = metrics.fvd.build_embedding(args.i3d_path, args.fvd_backend, scorer.device)
+    with contextlib.ExitStack() as stack:
+        if args.out:
+            out = make_folder(args.out, '--out')
+            stack.enter_context(lock_results(out))
+            folder = stack.enter_context(replacing_results(out, RESULTS, 'results.json'))
+        what = args.files[0] if len(args.files) == 1 else f'the best of {len(args.files)} files'
+        scorer.announce(f'scoring {what} on {describe(scorer.device)}')
+        scores, distances = score_all(args.files, scorer, embed)
+        table, protocol = summary(scores), get_protocol(args, config, scorer, embed)
+        if embed is not None:
+            embed.close()
+            table['fvd'] = summarise(np.array(distances))
+        print('\n'.join(score_lines(table, protocol)))
+        if args.out:
+            write_npz(folder / 'results.npz', **scores)
+            charts.score_curves(folder / 'curves.png', {'': scores}, args.nt_cond)
+            write_json(folder / 'results.json', {
+                'scores': finite(table), 'protocol': protocol, 'data_dir': args.data_dir,
+                'predictions': args.files})
+    if args.out:
+        print(f'results in {args.out}: {", ".join(RESULTS)}')
 
 
 if __name__ == '__main__':

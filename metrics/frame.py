@@ -67,7 +67,7 @@ def ssim_moments(y):
 
 
 class PSNR:
-    """PSNR of videos: per frame and channel, then averaged."""
+    """PSNR of frames, averaged over channels."""
     higher_is_better = True
     digits, unit = 2, 'dB'
 
@@ -76,12 +76,12 @@ class PSNR:
         return y
 
     def __call__(self, x, target):
-        """PSNR (B,) of videos x (T, B, C, H, W), in [0, 1]."""
-        return psnr(x, target).mean((0, 2))
+        """PSNR (T, B) of videos x (T, B, C, H, W), in [0, 1]."""
+        return psnr(x, target).mean(2)
 
 
 class SSIM:
-    """SSIM of videos: per frame and channel, then averaged."""
+    """SSIM of frames, averaged over channels."""
     higher_is_better = True
     digits, unit = 4, ''
 
@@ -90,5 +90,5 @@ class SSIM:
         return y, ssim_moments(y)
 
     def __call__(self, x, target):
-        """SSIM (B,) of videos x (T, B, C, H, W), in [0, 1]."""
-        return ssim(x, *target).mean((0, 2))
+        """SSIM (T, B) of videos x (T, B, C, H, W), in [0, 1]."""
+        return ssim(x, *target).mean(2)

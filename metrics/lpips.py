@@ -88,7 +88,7 @@ def find_linear():
 
 
 class LPIPS(nn.Module):
-    """LPIPS of videos: per frame, then averaged.
+    """LPIPS of frames.
 
     Parameters
     ----------
@@ -149,6 +149,6 @@ class LPIPS(nn.Module):
         return self.features(y.flatten(0, 1))
 
     def __call__(self, x, target):
-        """LPIPS (B,) of videos x (T, B, C, H, W), in [0, 1]."""
+        """LPIPS (T, B) of videos x (T, B, C, H, W), in [0, 1]."""
         distance = self.distance(self.features(x.flatten(0, 1)), target)
-        return distance.unflatten(0, x.shape[:2]).mean(0)
+        return distance.unflatten(0, x.shape[:2])

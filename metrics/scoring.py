@@ -29,14 +29,15 @@ class Best:
     def __init__(self, higher=True):
         self.sign, self.score, self.kept = 1 if higher else -1, None, None
 
-    def update(self, score, kept):
-        """Compare the score (B,) of a sample; `kept` (T, B, …) is what to keep of the best."""
+    def update(self, score, *kept):
+        """Compare the score (B,) of a sample; `kept`, (T, B, …) each, is what to keep of it."""
         if self.score is None:
-            self.score, self.kept = score.clone(), kept.clone()
+            self.score, self.kept = score.clone(), [part.clone() for part in kept]
             return
         better = self.sign * score > self.sign * self.score
         self.score = torch.where(better, score, self.score)
-        self.kept[:, better] = kept[:, better]
+        for ours, theirs in zip(self.kept, kept):
+            ours[:, better] = theirs[:, better]
 
 
 class FixedFutures:
@@ -87,8 +88,8 @@ def evaluate_batch(futures, target, metrics, n_random=5, on_sample=lambda n_vide
 
     Returns
     -------
-    scores : dict of tensors (B,)
-        Best score of each video by metric.
+    scores : dict of tensors
+        Best score (B,) of each video by metric and, as `<metric>_t`, its frames' scores (B, nt).
     frames : dict of uint8 tensors (T, B, C, H, W)
         `<metric>_best` and `<metric>_worst` (if there are several samples), `random_1`,
         `random_2`, … (the first samples), `cond_rec` (reconstructed conditioning frames).
@@ -102,18 +103,21 @@ def evaluate_batch(futures, target, metrics, n_random=5, on_sample=lambda n_vide
         if s < n_random:
             frames[f'random_{s + 1}'] = kept
         for name, metric in metrics.items():
-            score = metric(x, prepared[name])
-            best[name].update(score, kept)
-            worst[name].update(score, kept)
+            per_frame = metric(x, prepared[name])  # (nt, B)
+            best[name].update(per_frame.mean(0), kept, per_frame)
+            worst[name].update(per_frame.mean(0), kept)
         on_sample(target.shape[1])
-    if len(futures) > 1:  # a single sample is kept once
-        for name in metrics:
-            frames[f'{name}_best'], frames[f'{name}_worst'] = best[name].kept, worst[name].kept
-    return {name: b.score for name, b in best.items()}, frames
+    scores = {}
+    for name in metrics:
+        scores[name], scores[f'{name}_t'] = best[name].score, best[name].kept[1].T
+        if len(futures) > 1:  # a single sample is kept once
+            frames[f'{name}_best'] = best[name].kept[0]
+            frames[f'{name}_worst'] = worst[name].kept[0]
+    return scores, frames
 
 
 def concatenate(scores):
-    """Scores (N,) of all videos by metric, from the list of those of each batch."""
+    """Scores of all videos by name, from the list of those of each batch."""
     return {name: np.concatenate([batch[name] for batch in scores]) for name in scores[0]}
 
 
@@ -156,36 +160,42 @@ class Scorer:
 
     def protocol(self, n_samples):
         """What all scores depend on, as saved with them."""
-        return {'dataset': self.config.dataset, 'test_set': self.testset.path.name,
-                'clips': self.n_videos, 'conditioning_frames': self.args.nt_cond,
+        names = ['dataset']
+        if self.config.dataset == 'smmnist':
+            names += ['digits', 'ndigits', 'max_speed', 'deterministic']
+        return {**{name: getattr(self.config, name) for name in names},
+                'test_set': self.testset.path.name, 'clips': self.n_videos,
+                'conditioning_frames': self.args.nt_cond,
                 'predicted_frames': self.args.nt_gen - self.args.nt_cond, 'samples': n_samples,
                 'lpips_version': VERSION if 'lpips' in self.args.metrics else None}
 
-    def batches(self, videos, predict, n_random=0, on_sample=lambda n_videos: None):
-        """Score `videos`, a range of the test set, batch by batch.
+    def batches(self):
+        """Ranges of videos that are scored together."""
+        return chunks(range(self.n_videos), self.args.batch_size)
+
+    def score(self, indices, predict, n_random=0, on_sample=lambda n_videos: None):
+        """Score a batch of the test set.
 
         Parameters
         ----------
-        videos : range
+        indices : range
         predict : function
-            Takes the indices (a range) and conditioning frames (T_o, B, C, H, W) of a batch, and
-            returns its `Futures`.
+            Takes the indices and conditioning frames (T_o, B, C, H, W) of a batch, and returns its
+            `Futures`.
         n_random, on_sample
             See `evaluate_batch`.
 
-        Yields
-        ------
-        indices : range
+        Returns
+        -------
         truth : uint8 array (nt_gen, B, H, W, C)
-        scores : dict of arrays (B,)
+        scores : dict of arrays (B,) and (B, nt)
         frames : dict of uint8 arrays (T, B, H, W, C)
             Both as in `evaluate_batch`.
         """
         nt_cond = self.args.nt_cond
-        for indices in chunks(videos, self.args.batch_size):
-            truth = self.testset.videos(indices)
-            x = to_video(torch.from_numpy(truth), self.device)
-            futures = predict(indices, x[:nt_cond])
-            scores, frames = evaluate_batch(futures, x[nt_cond:], self.metrics, n_random, on_sample)
-            yield (indices, truth, {name: score.cpu().numpy() for name, score in scores.items()},
-                   {name: x.permute(0, 1, 3, 4, 2).cpu().numpy() for name, x in frames.items()})
+        truth = self.testset.videos(indices)
+        x = to_video(torch.from_numpy(truth), self.device)
+        futures = predict(indices, x[:nt_cond])
+        scores, frames = evaluate_batch(futures, x[nt_cond:], self.metrics, n_random, on_sample)
+        return (truth, {name: score.cpu().numpy() for name, score in scores.items()},
+                {name: x.permute(0, 1, 3, 4, 2).cpu().numpy() for name, x in frames.items()})

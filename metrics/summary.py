@@ -4,40 +4,62 @@ import math
 
 import numpy as np
 
+import published
 from metrics import METRICS
+
+FORMATS = {name: (metric.digits, metric.unit) for name, metric in METRICS.items()}
+FORMATS['fvd'] = 2, ''
+
+
+def interval(values):
+    """Mean of values (N, …) and half-width of its 95% interval, 1.96 std / √N, on the first axis.
+
+    Infinite values, such as the PSNR of equal frames, give NaN as half-width.
+    """
+    with np.errstate(invalid='ignore'):
+        return values.mean(0), 1.96 * values.std(0) / math.sqrt(len(values))
+
+
+def summarise(values):
+    """Summary {'mean': float, 'ci95': float} of values (N,); one value has no interval: None."""
+    mean, half = map(float, interval(values))
+    return {'mean': mean, 'ci95': half if len(values) > 1 else None}
 
 
 def summary(scores):
-    """Mean over videos and half-width of its 95% interval, 1.96 std / √N.
-
-    Parameters
-    ----------
-    scores : dict of arrays (N,) by metric
-
-    Returns
-    -------
-    dict of {'mean': float, 'ci95': float} by metric
-        One video has no interval: None.
-    """
-    def interval(s):
-        return float(1.96 * s.std() / math.sqrt(len(s))) if len(s) > 1 else None
-    with np.errstate(invalid='ignore'):  # the PSNR of a perfect prediction is infinite
-        return {name: {'mean': float(s.mean()), 'ci95': interval(s)} for name, s in scores.items()}
+    """Summary of the scores (N,) of all videos by metric."""
+    return {name: summarise(scores[name]) for name in METRICS if name in scores}
 
 
-def score_lines(table):
-    """One line of text per metric of a summary."""
+def score_text(name, score):
+    """Text of a summary, as in a table."""
+    digits, _ = FORMATS[name]
+    if score['mean'] is None or math.isinf(score['mean']):
+        return 'inf'
+    half = '' if score['ci95'] is None else f' ± {score["ci95"]:.{digits}f}'
+    return f'{score["mean"]:.{digits}f}{half}'
+
+
+def score_lines(table, protocol=None):
+    """One line of text per score of a table, next to the published one of the same `protocol`."""
+    paper = published.find_scores(protocol) if protocol else None
+    known = paper.scores if paper else {}
+    if protocol and protocol.get('fvd', {}).get('weights', 'published') != 'published':
+        known = {name: text for name, text in known.items() if name != 'fvd'}
     lines = []
     for name, score in table.items():
-        digits, unit = METRICS[name].digits, METRICS[name].unit
-        line = f'{name.upper():>5} {score["mean"]:.{digits}f}'
+        text = f'{score_text(name, score)} {FORMATS[name][1]}'.strip()
         if math.isinf(score['mean']):
-            line = f'{name.upper():>5} inf (identical)'
+            text = 'inf (identical)'
         elif score['ci95'] is None:
-            line += f' {unit} (one video)'.replace('  ', ' ')
-        else:
-            line += f' ± {score["ci95"]:.{digits}f} {unit}'
-        lines.append(line.rstrip())
+            text += ' (one sample)' if name == 'fvd' else ' (one video)'
+        beside = f'   published: {known[name]}' if name in known else ''
+        lines.append(f'{name.upper():>5} {text}{beside}')
+    if any(name in known for name in table):
+        found = protocol['clips'], protocol['samples']
+        if found != (paper.n_videos, paper.n_samples):
+            lines.append(f'published: {paper.n_videos:,} videos, best of {paper.n_samples}; '
+                         f'here: {found[0]:,}, best of {found[1]}')
     return lines
 
 

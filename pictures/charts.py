@@ -53,35 +53,81 @@ def plane(y, times, share, size=800):
     return picture, [tuple(round(255 * c) for c in colour) for colour in palette]
 
 
-def curves(path, xlabel, x, panels):
-    """Draw curves: means over runs, with bands of ± 1 standard deviation.
+def band(values, interval=False):
+    """Mean of values (N, T) over the first axis, and what to draw on both sides of it.
 
-    Infinite values are left out.
+    That is a standard deviation, or half a 95% interval of the mean, 1.96 std / √N. Infinite
+    values, such as the PSNR of equal frames, are left out.
+    """
+    values = np.ma.masked_equal(values, np.inf)
+    return values.mean(0), values.std(0) * (1.96 / np.sqrt(len(values)) if interval else 1)
+
+
+def curves(path, xlabel, x, panels, mark=None):
+    """Draw curves in bands.
 
     Parameters
     ----------
     path : path
         PNG file.
     xlabel : str
-    x : array (N)
-    panels : dict of dicts of arrays (runs, N)
-        By the label of their axis, then by their name in the legend.
+    x : array (T)
+    panels : dict of dicts of pairs of arrays (T)
+        Centre and half-width of bands (see `band`), by the label of their axis, then by their name
+        in the legend. A centre of one value is a dashed line.
+    mark : tuple
+        Position and name of a vertical line.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
-    n_rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(11, 3.5 * n_rows), layout='constrained')
+    n_columns = len(panels) if len(panels) < 4 else 2
+    n_rows = -(-len(panels) // n_columns)
+    figure = Figure(figsize=(5.5 * n_columns, 3.5 * n_rows), layout='constrained')
     for i, (label, lines) in enumerate(panels.items()):
-        axes = figure.add_subplot(n_rows, 2, i + 1)
-        for name, values in lines.items():
-            values = np.ma.masked_equal(values, np.inf)  # PSNR of equal frames
-            mean, std = values.mean(0), values.std(0)
+        axes = figure.add_subplot(n_rows, n_columns, i + 1)
+        for name, (mean, half) in lines.items():
+            if np.ndim(mean) == 0:
+                axes.axhline(mean, label=name, color='gray', linestyle='--')
+                continue
             axes.plot(x, mean, '.-', label=name, markersize=4)
-            axes.fill_between(x, mean - std, mean + std, alpha=0.25, linewidth=0)
+            axes.fill_between(x, mean - half, mean + half, alpha=0.25, linewidth=0)
+        if mark:
+            axes.axvline(mark[0], label=mark[1], color='black', linestyle=':', linewidth=1)
         axes.set(xlabel=xlabel, ylabel=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        if any(lines):
-            axes.legend()
+        if any(lines) or mark:
+            axes.legend(fontsize='small')
     with replacing(path) as tmp:
         figure.savefig(tmp, format='png', dpi=120)
+
+
+AXES = {'psnr': 'PSNR (dB)', 'ssim': 'SSIM', 'lpips': 'LPIPS'}
+
+
+def score_curves(path, methods, nt_cond, dashed=None):
+    """Draw scores against time: mean over videos and its 95% interval.
+
+    Parameters
+    ----------
+    path : path
+        PNG file.
+    methods : dict of dicts of arrays (N, nt)
+        Scores `<metric>_t` of predicted frames, by name of the method.
+    nt_cond : int
+        Number of conditioning frames: the first predicted frame is t = nt_cond.
+    dashed : dict of dicts of float
+        Means over time by name, then by metric, drawn as lines.
+    """
+    panels = {label: {name: band(scores[f'{metric}_t'], interval=True)
+                      for name, scores in methods.items() if f'{metric}_t' in scores}
+              for metric, label in AXES.items()}
+    panels = {label: lines for label, lines in panels.items() if lines}
+    for name, means in (dashed or {}).items():
+        for metric, mean in means.items():
+            if AXES.get(metric) in panels:
+                panels[AXES[metric]][name] = mean, None
+    nt = next(value.shape[1] for scores in methods.values()
+              for key, value in scores.items() if key.endswith('_t'))
+    curves(path, 'frame t', np.arange(nt_cond, nt_cond + nt), panels,
+           (nt_cond, 'first predicted frame'))

@@ -88,8 +88,8 @@ def samples(model, truth, index, args):
         total, squares = total + x, squares + x ** 2
     mean = total / len(futures)
     std = (squares / len(futures) - mean ** 2).clamp(min=0).sqrt()  # at most 1/2, in [0, 1]
-    rows = {'best': to_frames(best.kept[:, 0]), 'worst': to_frames(worst.kept[:, 0]), **random,
-            'mean': to_frames(mean), '2 std': to_frames(2 * std)}
+    rows = {'best': to_frames(best.kept[0][:, 0]), 'worst': to_frames(worst.kept[0][:, 0]),
+            **random, 'mean': to_frames(mean), '2 std': to_frames(2 * std)}
     truth, given = truth[:, 0], truth[:args.nt_cond, 0]
 
     def still(path):

@@ -14,6 +14,7 @@ import args
 import data
 import metrics
 import module
+import published
 import test as evaluation
 import train
 from args import PRESETS, config_dict, load_config, parse_train, preset_config
@@ -252,14 +253,17 @@ def test_damaged_configurations(tmp_path, text, message):
 
 
 def test_lengths_of_published_evaluations(run_dir):
-    lengths = {preset: args.published_lengths(preset_config(preset)) for preset in PRESETS}
+    papers = {preset: published.find(vars(preset_config(preset))) for preset in PRESETS}
+    assert papers == published.PUBLISHED
+    lengths = {preset: (paper.nt_cond, paper.nt_gen) for preset, paper in papers.items()}
     assert lengths == {
         'smmnist': (5, 25), 'smmnist_deterministic': (5, 100), 'kth': (10, 40), 'human': (8, 53),
         'bair': (2, 30)}
-    for preset, (_, nt_gen) in lengths.items():
+    for preset, (nt_cond, nt_gen) in lengths.items():
+        assert preset_config(preset).nt_cond == nt_cond
         first, *_ = (args.CONFIGS / f'{preset}.yaml').read_text().splitlines()
         assert f'Evaluate with --nt_gen {nt_gen}' in first
-    assert args.published_lengths(load_config(run_dir)) is None  # other digits
+    assert published.find(vars(load_config(run_dir))) is None  # other digits
 
 
 def test_config_json_is_complete(run_dir):

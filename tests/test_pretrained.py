@@ -26,11 +26,12 @@ import pytest
 import torch
 
 import pretrained
-from args import NT_GEN, PRESETS, parse_train, preset_config
+from args import PRESETS, parse_train, preset_config
 from checkpoint import load_model
 from conftest import GOLDEN, ROOT
 from files import exclusive
 from pretrained import FILES, MODELS, REPO
+from published import PUBLISHED
 
 STATES = json.loads((GOLDEN / 'state_dicts.json').read_text())
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
@@ -180,7 +181,7 @@ def test_table():
     assert list(MODELS) == PRESETS
     for name, model in MODELS.items():
         assert model.parameters == STATES[name.removesuffix('_deterministic')]['parameters']
-    assert {name for name, model in MODELS.items() if model.n_samples == 1} == {
+    assert {name for name, paper in PUBLISHED.items() if paper.n_samples == 1} == {
         'smmnist_deterministic'}
 
 
@@ -207,8 +208,8 @@ def test_download(name, hub, call):
         assert (folder / file).read_bytes() == body
         assert f'SHA-256 {hashlib.sha256(body).hexdigest()}  {file}' in out
     n_samples = 1 if name == 'smmnist_deterministic' else 100
-    assert (f'python test.py --xp_dir pretrained/{name} --data_dir DATA --nt_gen {NT_GEN[name]} '
-            f'--n_samples {n_samples}\n') in out
+    assert (f'python test.py --xp_dir pretrained/{name} --data_dir DATA '
+            f'--nt_gen {PUBLISHED[name].nt_gen} --n_samples {n_samples}\n') in out
     weights = f'pretrained/{name}/model.pt'
     command = f'python train.py --preset {name} --data_dir DATA --save_path RUN --weights {weights}'
     assert f'{command}\n' in out

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 # From low to high: a module imports only from lower floors and from its own package
 FLOORS = [
-    {'files'},
+    {'files', 'published'},
     {'parsing', 'results', 'utils'},
     {'args', 'data', 'module'},
     {'model'},
@@ -19,7 +19,8 @@ FLOORS = [
     {'sampling'},
     {'distributed', 'perturbation', 'pictures', 'preprocessing'},
     {'evaluation', 'training'},
-    {'damage', 'export', 'pretrained', 'test', 'train', 'visualize', '__main__'},  # scripts
+    # Scripts
+    {'compare', 'damage', 'export', 'pretrained', 'test', 'train', 'visualize', '__main__'},
     {'benchmarks'},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -34,8 +35,8 @@ SOURCES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(PATH
 TREES = {name: ast.parse(text, name) for name, text in SOURCES.items()}
 TESTS = {f'tests/{path.name}': path.read_text() for path in sorted((ROOT / 'tests').glob('*.py'))}
 
-WITHOUT_TORCH = ['files', 'parsing', 'args', 'train', 'test', 'damage', 'visualize', 'export',
-                 'pretrained', *(
+WITHOUT_TORCH = ['files', 'parsing', 'args', 'train', 'test', 'compare', 'damage', 'visualize',
+                 'export', 'pretrained', *(
     name.removesuffix('.py').removesuffix('/__init__').replace('/', '.') for name in SOURCES
     if name.startswith(('data/', 'preprocessing/')) and name != 'data/stream.py')]
 

@@ -12,11 +12,12 @@ import torch
 
 from checkpoint import save
 from data.stream import BatchStream, chunks, make_loader
-from distributed import StopSignal, distribute
+from distributed import Stopped, StopSignal
 from files import UserError, progress_bar
 from model import build_model, loss
 from sampling import Chunk, draw_noise, validation_psnr
 from training.log import TERMS, RunLog
+from training.parallel import distribute
 from training.precision import Precision, amp_dtype, build_precision
 from training.state import (
     FORMAT,
@@ -27,10 +28,6 @@ from training.state import (
     write_state,
 )
 from utils import stream_generator, to_video
-
-
-class Stopped(Exception):
-    """A signal asked the run to stop."""
 
 
 class NotFinite(Exception):
@@ -244,7 +241,7 @@ class Trainer:
             self.network = distribute(self.model, self.device, self.world)
         self.model.train()
         main = self.world.main
-        with StopSignal(self.world) as stop, \
+        with StopSignal(self.world, 'saving the state') as stop, \
                 RunLog(self.folder, self.step, self.validated, main) as log, \
                 progress_bar(total=self.n_steps, initial=self.step, unit='step', smoothing=0.05,
                              disable=not main) as bar, self.make_train_loader() as loader:

@@ -1,7 +1,5 @@
 """Fréchet video distance (Unterthiner et al., 2019), on the logits of I3D."""
 
-import statistics
-
 import numpy as np
 import torch
 
@@ -87,44 +85,15 @@ def check_sets(x, y):
                         'cut the longer ones to the same length')
 
 
-class FVD:
-    """FVD between a test set and random predictions of it; only features are kept.
+def embed_continued(embed, given, frames):
+    """Features (B, 400) of videos, of conditioning frames and frames after them.
 
     Parameters
     ----------
     embed : Embedding or TFHub
-    n_samples : int
-        Number of random samples, whose distances are averaged.
+    given, frames : uint8 arrays (T, B, H, W, C)
     """
-
-    def __init__(self, embed, n_samples=1):
-        self.embed = embed
-        self._true, self._samples = [], [[] for _ in range(n_samples)]
-
-    def update(self, given, target, samples):
-        """Add a batch of videos.
-
-        Parameters
-        ----------
-        given, target : uint8 arrays (T, B, H, W, C)
-            Conditioning frames, and the frames after them.
-        samples : sequence of `n_samples` uint8 arrays (T, B, H, W, C)
-            Predictions of `target`.
-        """
-        for features, frames in zip([self._true, *self._samples], [target, *samples]):
-            videos = np.concatenate([given, frames]).swapaxes(0, 1)
-            features.append(compute_features(self.embed, videos))
-
-    def collect(self, world, n):
-        """Bring the features of all n videos to the main process; see `World.collect`."""
-        self._true, *self._samples = ([world.collect(np.concatenate(features), n)]
-                                      for features in (self._true, *self._samples))
-
-    def result(self):
-        """Mean and standard deviation (divisor n) of the distances over samples."""
-        true = np.concatenate(self._true)
-        distances = [frechet_distance(true, np.concatenate(sample)) for sample in self._samples]
-        return statistics.fmean(distances), statistics.pstdev(distances)
+    return compute_features(embed, np.concatenate([given, frames]).swapaxes(0, 1))
 
 
 def compute_features(embed, videos):

@@ -1,0 +1,1 @@
+"""Evaluation of a model on a test set: what `test.py` does once PyTorch is imported."""
