@@ -313,14 +313,17 @@ def read_npz(path, prefix=''):
                 for name in archive.namelist() if name.endswith('.npy') and name.startswith(prefix)}
 
 
+def npy_header(f):
+    """Shape, order (whether it is that of Fortran) and dtype from the begin of an `.npy` file."""
+    if np.lib.format.read_magic(f) == (1, 0):
+        return np.lib.format.read_array_header_1_0(f)
+    return np.lib.format.read_array_header_2_0(f)
+
+
 def parse_npy(data):
     """Array of the content of an `.npy` file, without a copy."""
     f = io.BytesIO(data)
-    version = np.lib.format.read_magic(f)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(f)
-    else:
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(f)
+    shape, fortran, dtype = npy_header(f)
     array = np.frombuffer(data, dtype, math.prod(shape), f.tell())
     return array.reshape(shape, order='F' if fortran else 'C')
 
