@@ -28,6 +28,7 @@ PARSERS = {
     'test': ('test', 'test_parser'),
     'visualize': ('visualize', 'visualize_parser'),
     'damage': ('damage', 'damage_parser'),
+    'report': ('report', 'report_parser'),
     'export': ('export', 'export_parser'),
     'pretrained': ('pretrained', 'pretrained_parser'),
     'metrics': ('metrics.__main__', 'get_parser'),

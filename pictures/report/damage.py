@@ -44,7 +44,8 @@ def damage_page(folder, source, names):
     if record.get('video'):
         clip = f'{record["video"]} from frame {record["t_0"]}'
     return {
-        'name': names[0] if names else Path(record['xp_dir']).resolve().name, 'clip': clip, 'n_runs': len(table['psnr']),
+        'name': names[0] if names else Path(record['xp_dir']).resolve().name, 'clip': clip,
+        'n_runs': len(table['psnr']),
         'options': [(label, record[key]) for key, label in OPTIONS.items()
                     if record.get(key) is not None],
         'data': {'given': nt - predictions.shape[1], 'frames': nt, 'width': W, 'height': H,

@@ -79,10 +79,13 @@ def score_table(runs, paper):
              'scores': [score_text(m, found[m]).partition(' ± ') if m in found else None
                         for m in metrics]}
             for run, found in zip(runs, scores)]
-    if paper and any(m in paper.scores for m in metrics):
+    known = paper.scores if paper else {}
+    if any(run.protocol.get('fvd', {}).get('weights', 'published') != 'published' for run in runs):
+        known = {m: text for m, text in known.items() if m != 'fvd'}  # of another network
+    if any(m in known for m in metrics):
         rows.append({'name': 'SRVP, as published', 'videos': paper.n_videos,
                      'samples': paper.n_samples, 'published': True,
-                     'scores': [paper.scores[m].partition(' ± ') if m in paper.scores else None
+                     'scores': [known[m].partition(' ± ') if m in known else None
                                 for m in metrics]})
     return {'metrics': list(map(describe, metrics)), 'rows': rows,
             'same': len({(row['videos'], row['samples']) for row in rows}) == 1}
