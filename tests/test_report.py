@@ -138,6 +138,7 @@ def test_scores_and_curves_are_those_of_the_results(page, results):
         np.testing.assert_allclose(run['curves'][metric]['mean'], over_time.mean(0), rtol=1e-5)
         np.testing.assert_allclose(run['curves'][metric]['half'], half, rtol=1e-4)
     html = (page / 'index.html').read_text()
+    assert '<th scope="row">deterministic</th><td>no</td>' in html
     for mean in json.loads((results / 'results.json').read_text())['scores'].values():
         assert f'{mean["mean"]:.2f}' in html
 
@@ -312,6 +313,9 @@ def test_folder_of_the_test_set(other, results, tmp_path, data_dir, call):
     args = ['--xp_dir', other, '--out', tmp_path, '--n_videos', 2, '--data_dir']
     assert 'does not exist' in call(report.main, *args, tmp_path / 'none').err
     assert call(report.main, *args, data_dir).code == 0
+    testset = load_test(load_config(other), data_dir, NT)
+    build([other], tmp_path, n_videos=1, testset=testset)  # loaded already
+    assert len(list(tmp_path.glob('sprites/*'))) == 1
     gone = tmp_path / 'gone'
     shutil.copytree(results, gone, ignore=shutil.ignore_patterns('report'))
     record = json.loads((gone / 'results.json').read_text())

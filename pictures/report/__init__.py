@@ -16,7 +16,8 @@ RESULTS = ['index.html', 'report.json', *sorted({*sum(STATIC.values(), [])}), 'n
            'sprites/[0-9]*.png', 'sprites/truth.png']
 
 
-def build(sources, out_dir, names=None, data_dir=None, n_videos=N_VIDEOS, overwrite=False):
+def build(sources, out_dir, names=None, data_dir=None, n_videos=N_VIDEOS, overwrite=False,
+          testset=None):
     """Write a page of results to a folder, in place of an earlier one.
 
     Parameters
@@ -33,6 +34,8 @@ def build(sources, out_dir, names=None, data_dir=None, n_videos=N_VIDEOS, overwr
         Maximum number of videos to show, the first ones of the test set.
     overwrite : bool
         Whether to also replace files that an earlier call did not write.
+    testset : object
+        The test set (see `data.load_test`), if it is loaded already.
 
     Returns
     -------
@@ -58,7 +61,7 @@ def build(sources, out_dir, names=None, data_dir=None, n_videos=N_VIDEOS, overwr
         else:  # imports PyTorch
             from pictures.report.evaluation import evaluation_page
             kind, content = 'evaluation', evaluation_page(
-                folder, sources, names or default_names(sources), data_dir, n_videos)
+                folder, sources, names or default_names(sources), data_dir, n_videos, testset)
         for name in STATIC[kind]:
             shutil.copyfile(HERE / 'static' / name, folder / name)
         with replacing(folder / 'index.html') as tmp:
@@ -77,10 +80,20 @@ def default_names(sources):
     return names if len(set(names)) == len(names) else list(map(str, sources))
 
 
+def plain(value):
+    """Text of an option or an entry of the protocol."""
+    if isinstance(value, bool):
+        return 'yes' if value else 'no'
+    if isinstance(value, list):
+        return ' × '.join(map(str, value))
+    return '' if value is None else str(value)
+
+
 def render(kind, content):
     """HTML of a page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / 'templates'), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.policies['json.dumps_kwargs'] = {'allow_nan': False, 'separators': (',', ':')}
+    environment.filters['plain'] = plain
     return environment.get_template(f'{kind}.html').render(scripts=STATIC[kind][1:], **content)

@@ -15,7 +15,7 @@ LABELS = {'clips': 'videos', 'conditioning_frames': 'given frames', 'samples': '
           'checkpoint_sha256': 'SHA-256 of the checkpoint'}
 
 
-def evaluation_page(folder, sources, names, data_dir, n_videos):
+def evaluation_page(folder, sources, names, data_dir, n_videos, testset=None):
     """Write the sprites of a page to `folder`, and return its content.
 
     Parameters
@@ -29,6 +29,8 @@ def evaluation_page(folder, sources, names, data_dir, n_videos):
         Folder of the test set; None: where it was for the evaluation.
     n_videos : int
         Maximum number of videos to show, the first ones.
+    testset : object
+        The test set, if it is loaded already.
 
     Returns
     -------
@@ -37,7 +39,8 @@ def evaluation_page(folder, sources, names, data_dir, n_videos):
     """
     runs = [read_run(source, name) for source, name in zip(sources, names)]
     check_same_videos(runs)
-    testset = load_truth(runs, data_dir)
+    if testset is None:
+        testset = load_truth(runs, data_dir)
     n = min(n_videos, *(run.protocol['clips'] for run in runs))
     shown, sprites = write_sprites(folder, runs, testset, n)
     metrics = [m for m in METRICS if any(m in run.scores for run in runs)]
@@ -100,8 +103,7 @@ def protocol_table(runs):
     keys = dict.fromkeys(key for protocol in flat for key in protocol)
     rows = [(LABELS.get(key, key.replace('_', ' ')), [protocol.get(key) for protocol in flat])
             for key in keys]
-    return [(label, ['' if value is None else value for value in values])
-            for label, values in rows if any(value is not None for value in values)]
+    return [row for row in rows if any(value is not None for value in row[1])]
 
 
 # Sprites

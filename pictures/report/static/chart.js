@@ -78,8 +78,6 @@ class Chart {
       this.add('rect', { class: 'given', x: left, y: top, width: end - left,
         height: height - top - bottom });
       this.add('line', { class: 'first', x1: end, x2: end, y1: top, y2: height - bottom });
-      this.add('text', { class: 'given-label', x: (left + end) / 2, y: top + 14,
-        'text-anchor': 'middle' }, 'given');
     }
     const rows = ticks(this.low, this.high, 5);
     const texts = formatTicks(rows);
@@ -87,6 +85,10 @@ class Chart {
       this.add('line', { class: 'grid', x1: left, x2: width - right, y1: y, y2: y });
       this.add('text', { x: left - 8, y: y + 4, 'text-anchor': 'end' }, texts[k]);
     });
+    if (given !== undefined) {
+      this.add('text', { class: 'given-label', x: (left + this.px(given)) / 2, y: top + 16,
+        'text-anchor': 'middle' }, 'given');
+    }
     const whole = ticks(...this.x, 6).filter(Number.isInteger);
     for (const x of whole) {
       this.add('text', { x: this.px(x), y: height - bottom + 16, 'text-anchor': 'middle' },
