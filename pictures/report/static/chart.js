@@ -1,6 +1,7 @@
 'use strict';
 
-const CHART = { width: 400, height: 230, left: 48, right: 14, top: 10, bottom: 28 };
+// Height and margins of charts, in units of about a pixel
+const CHART = { height: 230, left: 48, right: 14, top: 10, bottom: 28 };
 
 // At most n + 1 round numbers from low to high
 function ticks(low, high, n) {
@@ -29,10 +30,11 @@ function formatTicks(values) {
 class Chart {
   // title: text; lines: list of {name, colour (class), first (x of its first value), mean, half},
   // where null is no value; x: [first, last]; xlabel; given: x of the first predicted frame, if
-  // there is one; format: function of (mean, half); onPoint: function of an x that is pointed at
-  constructor(parent, { title, lines, x, xlabel, given, format, onPoint }) {
-    Object.assign(this, { lines, x, format });
-    this.svg = element('svg:svg', { viewBox: `0 0 ${CHART.width} ${CHART.height}`, role: 'img',
+  // there is one; format: function of (mean, half); width; onPoint: function of an x that is
+  // pointed at
+  constructor(parent, { title, lines, x, xlabel, given, format, width = 400, onPoint }) {
+    Object.assign(this, { lines, x, format, box: { ...CHART, width } });
+    this.svg = element('svg:svg', { viewBox: `0 0 ${width} ${CHART.height}`, role: 'img',
       'aria-label': `${title} against ${xlabel}` });
     this.values = lines.map(() => element('span', { className: 'value' }));
     const legend = lines.map(({ name, colour }, i) => element('li', {},
@@ -64,7 +66,7 @@ class Chart {
     if (low > high) [low, high] = [0, 1];
     const margin = 0.06 * (high - low) || Math.abs(high) / 10 || 1;
     [this.low, this.high] = [low >= 0 && low < margin ? 0 : low - margin, high + margin];
-    const { width, height, left, right, top, bottom } = CHART;
+    const { width, height, left, right, top, bottom } = this.box;
     const [first, last] = this.x;
     this.px = (x) => left + ((x - first) / Math.max(1, last - first)) * (width - left - right);
     this.py = (y) => height - bottom
@@ -72,7 +74,7 @@ class Chart {
   }
 
   drawAxes(xlabel, given) {
-    const { width, height, left, right, top, bottom } = CHART;
+    const { width, height, left, right, top, bottom } = this.box;
     if (given !== undefined) {
       const end = this.px(given);
       this.add('rect', { class: 'given', x: left, y: top, width: end - left,
@@ -133,8 +135,9 @@ class Chart {
     const [first, last] = this.x;
     const follow = (event) => {
       const box = this.svg.getBoundingClientRect();
-      const at = ((event.clientX - box.left) / box.width) * CHART.width;
-      const share = (at - CHART.left) / (CHART.width - CHART.left - CHART.right);
+      const { width, left, right } = this.box;
+      const at = ((event.clientX - box.left) / box.width) * width;
+      const share = (at - left) / (width - left - right);
       onPoint(Math.min(last, Math.max(first, Math.round(first + share * (last - first)))));
     };
     this.svg.addEventListener('pointerdown', (event) => {

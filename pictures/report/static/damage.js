@@ -59,7 +59,7 @@ function drawNetwork(iteration) {
 // Iterations
 
 const charts = report.panels.map(({ label, lines }) => new Chart($('curves'), {
-  title: label, x: [1, report.iterations], xlabel: 'iteration',
+  title: label, x: [1, report.iterations], xlabel: 'iteration', width: 560,
   lines: lines.map((line, k) => ({ ...line, colour: `run-${k}`, first: 1 })),
   format: (mean, half) => formatNumber(mean) + (half > 0 ? ` ± ${formatNumber(half)}` : ''),
   onPoint: (iteration) => damage.seek(iteration - 1) }));
