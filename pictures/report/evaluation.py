@@ -79,7 +79,7 @@ def score_table(runs, paper):
     metrics = [m for m in FORMATS if any(m in found for found in scores)]
     rows = [{'name': run.name, 'videos': run.protocol['clips'],
              'samples': run.protocol['samples'], 'published': False,
-             'scores': [score_text(m, found[m]).partition(' ± ') if m in found else None
+             'scores': [(score_text(m, found[m]) if m in found else '–').partition(' ± ')
                         for m in metrics]}
             for run, found in zip(runs, scores)]
     known = paper.scores if paper else {}
@@ -88,9 +88,8 @@ def score_table(runs, paper):
     if any(m in known for m in metrics):
         rows.append({'name': 'SRVP, as published', 'videos': paper.n_videos,
                      'samples': paper.n_samples, 'published': True,
-                     'scores': [known[m].partition(' ± ') if m in known else None
-                                for m in metrics]})
-    return {'metrics': list(map(describe, metrics)), 'rows': rows,
+                     'scores': [known.get(m, '–').partition(' ± ') for m in metrics]})
+    return {'metrics': list(map(describe, metrics)), 'rows': rows, 'fvd': 'fvd' in metrics,
             'same': len({(row['videos'], row['samples']) for row in rows}) == 1}
 
 

@@ -125,8 +125,10 @@ const keys = {
 document.addEventListener('keydown', (event) => {
   const own = 'input:not([type=checkbox], [type=radio]), select, summary';
   const pressed = event.key === ' ' && event.target.matches('button, input');
-  if (event.ctrlKey || event.altKey || event.metaKey || pressed || event.target.matches(own)) return;
-  const action = keys[(event.shiftKey && event.key.startsWith('Arrow') ? 'Shift+' : '') + event.key];
+  if (event.ctrlKey || event.altKey || event.metaKey) return;
+  if (pressed || event.target.matches(own)) return;
+  const shift = event.shiftKey && event.key.startsWith('Arrow') ? 'Shift+' : '';
+  const action = keys[shift + event.key];
   if (action) {
     event.preventDefault();
     action();

@@ -70,8 +70,9 @@ const damage = new Player({
   onChange(i) {
     $('iteration').textContent = `iteration ${i + 1} of ${report.iterations}`;
     $('iteration').href = `#iteration-${i + 1}`;
-    const share = (100 * report.share[i]).toPrecision(3);
-    $('damaged').textContent = `${report.damaged[i].toLocaleString('en')} values damaged (${Number(share)}%)`;
+    const share = Number((100 * report.share[i]).toPrecision(3));
+    const count = report.damaged[i].toLocaleString('en');
+    $('damaged').textContent = `${count} values damaged (${share}%)`;
     load(damaged, predictions(i), () => damage.t === i);
     if (i + 1 < report.iterations) sprite(predictions(i + 1), () => {});
     drawNetwork(i);

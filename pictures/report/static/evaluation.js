@@ -73,7 +73,8 @@ function option(group, name, label, checked, type, onChange) {
 }
 
 function buildControls() {
-  choices.forEach(({ name }, k) => $('score').append(element('option', { value: k, textContent: name })));
+  $('score').append(...choices.map(
+    ({ name }, k) => element('option', { value: k, textContent: name })));
   for (const { key, label } of available) {
     option($('by'), key, label, key === state.by, 'radio', () => chooseMetric(key));
   }
@@ -129,7 +130,8 @@ function chooseMetric(key) {
 function drawRange(range, low, high) {
   const { metric, signed } = state.choice;
   const bins = new Array(40).fill(0);
-  const place = (v) => Math.min(39, Math.floor(40 * (v - range.low) / (range.high - range.low || 1)));
+  const width = (range.high - range.low) / 40 || 1;
+  const place = (v) => Math.min(39, Math.floor((v - range.low) / width));
   range.values.filter(Number.isFinite).forEach((v) => { bins[place(v)] += 1; });
   const most = Math.max(...bins, 1);
   $('histogram').replaceChildren(...bins.map((n, k) => {
@@ -138,8 +140,8 @@ function drawRange(range, low, high) {
     return element('svg:rect', { x: 6 * k + 0.5, y: 40 - height, width: 5, height,
       class: inside ? 'inside' : 'outside' });
   }));
-  const format = (v) => formatScore(metric, v, signed);
-  const ends = [low, high].map((v, k) => format(Number.isFinite(v) ? v : [range.low, range.high][k]));
+  const ends = [Math.max(low, range.low), Math.min(high, range.high)].map(
+    (v) => formatScore(metric, v, signed));
   Object.assign($('low'), { value: state.low }).setAttribute('aria-valuetext', ends[0]);
   Object.assign($('high'), { value: state.high }).setAttribute('aria-valuetext', ends[1]);
   $('range').textContent = `${ends[0]} to ${ends[1]} ${metric.unit}`.trim();
@@ -158,15 +160,14 @@ function turn(by) {
 }
 
 function drawPager() {
-  const n = state.list.length;
-  const from = state.page * report.perPage;
+  const [n, size] = [state.list.length, report.perPage];
   $('count').textContent = n === report.videos
     ? `${n.toLocaleString('en')} videos`
     : `${n.toLocaleString('en')} of ${report.videos.toLocaleString('en')} videos in this range`;
   $('page').replaceChildren(...Array.from({ length: pages() }, (_, k) => element('option', {
     value: k, selected: k === state.page,
-    textContent: `${Math.min(n, k * report.perPage + 1)}–${Math.min(n, (k + 1) * report.perPage)}` })));
-  $('previous').disabled = from === 0;
+    textContent: `${Math.min(n, k * size + 1)}–${Math.min(n, (k + 1) * size)}` })));
+  $('previous').disabled = state.page === 0;
   $('next').disabled = state.page === pages() - 1;
 }
 
@@ -191,7 +192,8 @@ const loader = new IntersectionObserver((entries) => {
 const drawn = new Map(); // by article: videos of this page
 
 function drawVideo({ image, visible, cells }, t) {
-  if (visible && image.complete) cells.forEach(({ canvas, tile }) => drawFrame(canvas, image, tile(t)));
+  if (!visible || !image.complete) return;
+  cells.forEach(({ canvas, tile }) => drawFrame(canvas, image, tile(t)));
 }
 viewers.push((t) => drawn.forEach((video) => drawVideo(video, t)));
 
@@ -223,9 +225,8 @@ function runColumn(run, r, i, cells) {
     cells.push({ canvas: made.canvas, tile: tileOf(run, role, i) });
     return made.figure;
   });
-  const title = runs.length > 1
-    ? [element('span', { className: 'run' }, element('span', { className: `dot ${colour(r)}` }), run.name)]
-    : [];
+  const dot = element('span', { className: `dot ${colour(r)}` });
+  const title = runs.length > 1 ? [element('span', { className: 'run' }, dot, run.name)] : [];
   return [element('p', { className: 'heading' }, ...title, ...scores),
     element('div', { className: 'cells' }, ...figures)];
 }
@@ -253,7 +254,7 @@ function render() {
   const articles = state.list.slice(from, from + report.perPage).map(videoArticle);
   $('videos').replaceChildren(...articles);
   if (!articles.length) {
-    $('videos').append(element('p', { className: 'note', textContent: 'No video has such a score.' }));
+    $('videos').append(element('p', { className: 'note' }, 'No video has such a score.'));
   }
   articles.forEach((article) => loader.observe(article));
 }
@@ -283,8 +284,8 @@ window.addEventListener('hashchange', follow);
 // Curves
 
 for (const metric of metrics) {
-  const lines = runs.flatMap((run, r) => (metric.key in run.curves
-    ? [{ ...run.curves[metric.key], name: run.name, colour: colour(r), first: report.given }] : []));
+  const lines = runs.map((run, r) => ({ ...run.curves[metric.key], name: run.name,
+    colour: colour(r), first: report.given })).filter(({ mean }) => mean);
   if (!lines.length) continue;
   const chart = new Chart(document.querySelector('#curves .charts'), {
     lines, x: [0, report.frames - 1], xlabel: 'frame t', given: report.given,
