@@ -405,6 +405,8 @@ class Page:
         self.browser = browser
         browser.get('about:blank')  # an address that differs in its hash only would not be loaded
         browser.get(address or path.as_uri())
+        # chromedriver may take the end of the first page's loading for that of the second
+        self.wait('typeof player !== "undefined" && document.readyState === "complete"')
 
     def __call__(self, script, *args):
         return self.browser.execute_script(f'return {script}', *args)
