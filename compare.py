@@ -24,7 +24,7 @@ RESULTS = ['curves.png', 'table.md', 'table.csv', 'table.tex', 'compare.json']
 # Of the protocol: what methods may differ in
 OWN = {'samples', 'n_euler_steps', 'seed', 'baseline', 'checkpoint', 'checkpoint_sha256', 'fvd',
        'lpips_version'}
-OWN_FVD = {'samples', 'seed', 'backend', 'embedding'}
+OWN_FVD = {'samples', 'seed', 'backend', 'embedding', 'weights', 'note'}
 METRICS = {'psnr': ('PSNR', '↑', r'$\uparrow$'), 'ssim': ('SSIM', '↑', r'$\uparrow$'),
            'lpips': ('LPIPS', '↓', r'$\downarrow$'), 'fvd': ('FVD', '↓', r'$\downarrow$')}
 PAPER = 'SRVP (paper)'
@@ -121,6 +121,8 @@ def caption(protocol, paper):
             'predicted frames; mean and 95% interval over videos of the best sample of each')
     if 'fvd' in protocol:
         text += '; FVD: mean and 95% interval over samples'
+        if note := protocol['fvd'].get('note'):
+            text += f' ({note})'
     if paper is not None and paper.scores and protocol['clips'] != paper.n_videos:
         text += f'; {PAPER}: {paper.n_videos:,} videos'
     return f'{text}.'
