@@ -339,7 +339,7 @@ def contents(folder):
 def test_evaluation_is_shared(run_dir, data_dir, tmp_path):
     argv = ['--xp_dir', run_dir, '--data_dir', data_dir, '--nt_gen', '8', '--n_samples', '3',
             '--n_videos', '10', '--batch_size', '3', '--metrics', 'psnr', 'ssim',
-            '--n_pictures', '1', '--out_dir']
+            '--n_pictures', '1', '--no-report', '--out_dir']
     job = Script('test.py', *argv, tmp_path / 'one')
     assert job.communicate() and job.returncode == 0
     out, _ = run_together(3, *argv, tmp_path / 'three', script='test.py')

@@ -24,10 +24,9 @@ from data import load_test
 from files import read_npz, write_json, write_npz
 from pictures.network import FOOT, RED
 from pictures.report import build
-from pictures.report.evaluation import score_table
+from pictures.report.evaluation import find_paper, score_table
 from pictures.report.sheet import Sheet, columns, numbers
 from pictures.report.sources import Run, VideoFile
-from published import PUBLISHED
 
 NT_COND, NT = 3, 8
 PROTOCOL = {'dataset': 'smmnist', 'digits': 'mnist5k', 'ndigits': 2, 'max_speed': 4,
@@ -204,15 +203,15 @@ def test_published_scores():
                 'predicted_frames': 30}
     scores = {'psnr': {'mean': 29.5, 'ci95': 0.3}, 'fvd': {'mean': 220., 'ci95': None}}
     run = Run('mine', None, {'scores': scores, 'protocol': protocol}, {}, {})
-    table = score_table([run], PUBLISHED['kth'])
+    table = score_table([run], find_paper([run]))
     assert [m['label'] for m in table['metrics']] == ['PSNR', 'FVD']
     assert [''.join(s) for s in table['rows'][0]['scores']] == ['29.50 ± 0.30', '220.00']
     assert [''.join(s) for s in table['rows'][1]['scores']] == ['29.69 ± 0.32', '222 ± 3']
     assert table['same']
     other_weights = {**protocol, 'samples': 1, 'fvd': {'weights': 'other'}}
-    table = score_table([run._replace(record={'scores': scores, 'protocol': other_weights})],
-                        PUBLISHED['kth'])
-    assert table['rows'][1]['scores'][1][0] == '–' and not table['same']
+    runs = [run, run._replace(record={'scores': scores, 'protocol': other_weights})]
+    table = score_table(runs, find_paper(runs))
+    assert table['rows'][2]['scores'][1][0] == '–' and not table['same']
 
 
 def test_page_needs_neither_server_nor_network(page):

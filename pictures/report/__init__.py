@@ -66,7 +66,7 @@ def build(sources, out_dir, names=None, data_dir=None, n_videos=N_VIDEOS, overwr
             shutil.copyfile(HERE / 'static' / name, folder / name)
         with replacing(folder / 'index.html') as tmp:
             tmp.write_text(render(kind, content), encoding='utf-8')
-        write_json(folder / 'report.json', {'sources': list(map(str, sources))})
+        write_json(folder / 'report.json', {})  # gets the list of all files
     return out_dir / 'index.html'
 
 

@@ -44,7 +44,7 @@ def evaluation_page(folder, sources, names, data_dir, n_videos, testset=None):
     n = min(n_videos, *(run.protocol['clips'] for run in runs))
     shown, sprites = write_sprites(folder, runs, testset, n)
     metrics = [m for m in METRICS if any(m in run.scores for run in runs)]
-    paper = published.find_scores(runs[0].protocol)
+    paper = find_paper(runs)
     return {
         'title': paper.name if paper else runs[0].protocol['dataset'],
         'lengths': (runs[0].protocol['conditioning_frames'],
@@ -55,6 +55,12 @@ def evaluation_page(folder, sources, names, data_dir, n_videos, testset=None):
             'runs': [{'name': run.name, 'single': run.protocol['samples'] == 1, 'tiles': tiles,
                       'scores': {m: numbers(run.scores[m][:n]) for m in metrics if m in run.scores},
                       'curves': curves(run)} for run, tiles in zip(runs, shown)]}}
+
+
+def find_paper(runs):
+    """Published evaluation of the same frames, or None; with those scores that suit all runs."""
+    papers = [published.find_scores(run.protocol) for run in runs]
+    return None if None in papers else min(papers, key=lambda paper: len(paper.scores))
 
 
 def describe(metric):
@@ -83,8 +89,6 @@ def score_table(runs, paper):
                         for m in metrics]}
             for run, found in zip(runs, scores)]
     known = paper.scores if paper else {}
-    if any(run.protocol.get('fvd', {}).get('weights', 'published') != 'published' for run in runs):
-        known = {m: text for m, text in known.items() if m != 'fvd'}  # of another network
     if any(m in known for m in metrics):
         rows.append({'name': 'SRVP, as published', 'videos': paper.n_videos,
                      'samples': paper.n_samples, 'published': True,
