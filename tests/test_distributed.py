@@ -373,7 +373,8 @@ def test_evaluation_of_another_protocol_stops_all_processes(run_dir, data_dir, t
 
 def test_interrupted_evaluation_continues_with_more_processes(run_dir, data_dir, tmp_path):
     argv = ['--xp_dir', run_dir, '--data_dir', data_dir, '--nt_gen', '8', '--n_samples', '3',
-            '--n_videos', '10', '--batch_size', '2', '--metrics', 'psnr', '--out_dir']
+            '--n_videos', '10', '--batch_size', '2', '--metrics', 'psnr', '--no-report',
+            '--out_dir']
     one, several = tmp_path / 'one', tmp_path / 'several'
     patched = tmp_path / 'patched.py'
     patched.write_text(PATCH)
