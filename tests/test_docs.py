@@ -29,6 +29,7 @@ PARSERS = {
     'visualize': ('visualize', 'visualize_parser'),
     'compare': ('compare', 'compare_parser'),
     'damage': ('damage', 'damage_parser'),
+    'report': ('report', 'report_parser'),
     'export': ('export', 'export_parser'),
     'pretrained': ('pretrained', 'pretrained_parser'),
     'metrics': ('metrics.__main__', 'get_parser'),
