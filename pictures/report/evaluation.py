@@ -133,5 +133,6 @@ def write_sprites(folder, runs, testset, n):
                 for role, file in opened.items():
                     starts[role].append(sheet.add(next(file)))
             sheet.write(folder / 'sprites' / f'{i:05d}.png')
-    return tiles, {'videos': n, 'given': runs[0].protocol['conditioning_frames'], 'frames': nt,
-                   'width': W, 'height': H, 'across': across}
+    return tiles, {'videos': n, 'names': list(map(testset.name, range(n))),
+                   'given': runs[0].protocol['conditioning_frames'],
+                   'frames': nt, 'width': W, 'height': H, 'across': across}

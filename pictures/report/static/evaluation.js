@@ -221,7 +221,7 @@ function runColumn(run, r, i, cells) {
     { className: metric.key === state.by ? 'score chosen' : 'score' }, `${metric.label} `,
     element('b', { textContent: formatScore(metric, score(run, metric.key, i)) })));
   const figures = roles(run).map(([label, role]) => {
-    const made = cell(label, `video ${i}, ${run.name}, ${label}`);
+    const made = cell(label, `${report.names[i]}, ${run.name}, ${label}`);
     cells.push({ canvas: made.canvas, tile: tileOf(run, role, i) });
     return made.figure;
   });
@@ -233,10 +233,10 @@ function runColumn(run, r, i, cells) {
 
 function videoArticle(i) {
   const cells = [];
-  const truth = cell('truth', `video ${i}, truth`);
+  const truth = cell('truth', `${report.names[i]}, truth`);
   cells.push({ canvas: truth.canvas, tile: (t) => t });
   const link = element('a', { href: `#video-${i}`, title: 'Link to this video',
-    textContent: `Video ${i}` });
+    textContent: report.names[i] });
   const article = element('article', { id: `video-${i}`, className: 'video' },
     element('h3', { className: 'heading' }, link),
     element('div', { className: 'cells' }, truth.figure),
