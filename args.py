@@ -5,7 +5,6 @@ checked, written as `config.json`, and everything downstream reads that.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from parsing import (
     Parser,
     YAMLFile,
     add_device_option,
+    add_local_rank_option,
+    check_local_rank,
     euler_steps,
     flag,
     frames,
@@ -33,6 +34,7 @@ from parsing import (
 
 # Repeated from modules that import PyTorch, which --help and preprocessing do without
 ARCHITECTURES = ['dcgan', 'vgg']
+DYNAMICS = ['residual', 'mlp', 'gru']
 DIGIT_SOURCES = ['mnist', 'mnist5k']
 METRICS = ['psnr', 'ssim', 'lpips']
 FVD_BACKENDS = ['torch', 'tfhub']
@@ -62,17 +64,15 @@ def add_model_options(parser):
     parser.add_argument('--model_name', default='model.pt', help='weights, in --xp_dir')
 
 
-def add_local_rank_option(parser):
-    """Add `--local_rank` in both spellings of launchers, which set LOCAL_RANK as well."""
-    parser.add_argument('--local_rank', '--local-rank', type=nonnegative_int, default=0,
-                        help='set by distributed launchers')
-
-
 def add_i3d_options(parser):
     """Add the options of I3D, the network of the Fréchet video distance."""
     parser.add_argument('--i3d_path',
                         help='weights of I3D: TF-Hub module (folder or .tar.gz) or .pt file; '
-                             'default: searched for in $SRVP_CACHE (~/.cache/srvp)')
+                             'default: searched for in $SRVP_CACHE (~/.cache/srvp), or '
+                             'downloaded')
+    parser.add_argument('--i3d_other', action='store_true',
+                        help='accept rgb_imagenet.pt as --i3d_path, whose weights are not those of '
+                             'published distances')
     parser.add_argument('--fvd_backend', choices=FVD_BACKENDS, default='torch',
                         help='tfhub: run the TensorFlow module itself')
 
@@ -135,7 +135,11 @@ def add_network_options(g):
     g.add_argument('--nhx', type=size, default=128, help='size of frame codes')
     g.add_argument('--ny', type=size, required=True, help='size of the state y')
     g.add_argument('--nz', type=size, required=True, help='size of the random variable z')
-    g.add_argument('--n_euler_steps', type=euler_steps, default=1, help='Euler steps per frame')
+    g.add_argument('--dynamics', choices=DYNAMICS, default='residual',
+                   help='next state: residual, y + f(y, z) / n_euler_steps; or an ablation of the '
+                        'paper, mlp, f(y, z), or gru, GRU(z, y), which have no residuals')
+    g.add_argument('--n_euler_steps', type=euler_steps, default=1,
+                   help='Euler steps per frame; 1 unless --dynamics residual')
     g.add_argument('--nt_inf', type=frames, required=True,
                    help='frames from which y_0 and w are inferred')
     g.add_argument('--nh_inf', type=size, default=256,
@@ -156,7 +160,7 @@ def add_loss_options(g):
     g.add_argument('--beta_z', type=nonnegative_float, default=1.,
                    help='weight of the KL divergence of z')
     g.add_argument('--l2_res', type=nonnegative_float, default=1.,
-                   help='weight of the norms of the residuals')
+                   help='weight of the norms of the residuals, of residual dynamics only')
     g.add_argument('--batch_size', type=positive_int, default=128,
                    help='videos per step, over all processes')
     g.add_argument('--lr', type=positive_float, default=3e-4, help='learning rate of Adam')
@@ -250,7 +254,7 @@ def parse_resumed(parser, argv, save_path):
     saved = check_values(read_json(path), parser, path)
     set_lower_defaults(parser, saved)
     config = parser.parse_args(argv)
-    saved.setdefault('weights', None)  # missing from older runs
+    saved = {'weights': None, 'dynamics': 'residual'} | saved  # missing from older runs
     if saved.get('seed') is None:
         raise UserError(f'--resume: {path} has no seed: it was not written by train.py, '
                         'so there is no run to continue')
@@ -319,9 +323,17 @@ def check_frames(config, where='--'):
                         f'{possible} {noun}; use {possible}')
 
 
+def check_euler_steps(n, config, where='--'):
+    """Check Euler steps per frame against the dynamics; `where` precedes the option's name."""
+    if n > 1 and config.dynamics != 'residual':
+        raise UserError(f'{where}n_euler_steps {n}: {config.dynamics} dynamics take one step per '
+                        'frame; set it to 1')
+
+
 def check_train(config):
     """Raise a UserError for options that contradict each other."""
     check_frames(config)
+    check_euler_steps(config.n_euler_steps, config)
     check_lengths(config)
     check_dataset_options(config)
     check_precision_options(config)
@@ -368,13 +380,6 @@ def check_precision_options(c):
         raise UserError(f'--amp_dtype {c.amp_dtype} needs --torch_amp')
 
 
-def check_local_rank(config):
-    """Raise a UserError for a rank that was not set by a launcher."""
-    if config.local_rank and 'LOCAL_RANK' not in os.environ:
-        raise UserError(f'--local_rank {config.local_rank} is for launchers, but none started this '
-                        'process; use torchrun --nproc_per_node=…')
-
-
 # Configurations of trained models
 
 def config_dict(config):
@@ -405,16 +410,18 @@ def load_config(xp_dir):
             raise UserError(f'{path} has no {action.dest}, which has no default: '
                             'it is not the configuration of an SRVP model')
     check_frames(config, f'{path}: ')
+    check_euler_steps(config.n_euler_steps, config, f'{path}: ')
     if config.seq_len_test is None:
         config.seq_len_test = config.seq_len
     return config
 
 
 def fill_from_config(args, config):
-    """Set missing lengths and Euler steps of `args` as in training, and check the lengths."""
+    """Set missing lengths and Euler steps of `args` as in training, and check them."""
     args.nt_cond = args.nt_cond or config.nt_cond
     args.nt_gen = args.nt_gen or config.seq_len_test
     args.n_euler_steps = getattr(args, 'n_euler_steps', None) or config.n_euler_steps
+    check_euler_steps(args.n_euler_steps, config)
     if args.nt_gen is None:
         raise UserError(f'{args.xp_dir}/config.json has no seq_len_test; set --nt_gen')
     if args.nt_cond < config.nt_inf:

@@ -197,14 +197,15 @@ def replacing_folder(path):
 
 
 @contextlib.contextmanager
-def exclusive(path, message):
+def exclusive(path, message, patience=1):
     """Context that one process at a time can enter; others get a UserError with `message`.
 
-    The lock file `path` is removed at the end. A killed process releases its lock.
+    They wait `patience` seconds: workers of a killed process may hold the lock till they end. The
+    lock file `path` is removed at the end. A killed process releases its lock.
     """
-    lock = FileLock(path)  # waits a second: workers of a killed process may hold it till they end
+    lock = FileLock(path)
     try:
-        lock.acquire(timeout=1, poll_interval=0.1)
+        lock.acquire(timeout=patience, poll_interval=0.1)
     except Timeout:
         raise UserError(message) from None
     except (OSError, NotImplementedError) as error:  # no permission, or no locks on this disk

@@ -5,6 +5,10 @@
 Notation: T frames, of which the first T_o are observed; B videos, S samples, n Euler steps per
 frame; `hx` frame codes, `w` content, `y` states, `z` random variables, `res` residuals dt f(y, z).
 Gaussian parameters are `[mean, raw scale]` on the last axis.
+
+Two ablations of the paper replace the residual dynamics, with one step per frame and no residuals:
+
+    MLP: y_{t+1} = f(y_t, z_{t+1})    GRU: y_{t+1} = GRU(z_{t+1}, y_t)
 """
 
 import inspect
@@ -55,7 +59,7 @@ class Output(NamedTuple):
     q_y_0_params: torch.Tensor  # (B, 2 ny)
     q_z_params: torch.Tensor    # (min(T, T_o)-1, B, 2 nz)
     p_z_params: torch.Tensor    # (T-1, B, 2 nz)
-    res: torch.Tensor           # ((T-1) n, B, ny)
+    res: torch.Tensor           # ((T-1) n, B, ny); (0, B, ny) if the dynamics are not residual
 
 
 class Losses(NamedTuple):
@@ -95,18 +99,21 @@ class SRVP(nn.Module):
     nh_inf, nlayers_inf : int
         Width and layers of the inference networks; `nh_inf` is also the size of w.
     nh_res, nlayers_res, res_gain : int, int, float
-        Width and layers of prior and dynamics; gain of the initialisation of the latter.
+        Width and layers of prior and dynamics (a GRU has neither); gain of the orthogonal
+        initialisation of the latter (a GRU has PyTorch's).
     n_euler_steps : int
-        Euler steps per frame (n; dt = 1/n).
+        Euler steps per frame (n; dt = 1/n); 1 unless the dynamics are residual.
+    dynamics : {'residual', 'mlp', 'gru'}
+        Rule of `evolve`.
     """
 
     def __init__(self, *, nx, nc, nf, archi, skipco, nhx, ny, nz, nt_inf, nh_inf, nlayers_inf,
-                 nh_res, nlayers_res, n_euler_steps, res_gain):
+                 nh_res, nlayers_res, n_euler_steps, res_gain, dynamics='residual'):
         super().__init__()
         if nx != module.NX:
             raise ValueError(f'nx: frames must be {module.NX} x {module.NX}, found {nx}')
         self.ny, self.nz, self.nt_inf = ny, nz, nt_inf
-        self.n_euler_steps, self.skipco = n_euler_steps, skipco
+        self.n_euler_steps, self.skipco, self.rule = n_euler_steps, skipco, dynamics
         self.encoder = module.ENCODERS[archi](nc, nhx, nf)
         self.decoder = module.DECODERS[archi](nc, nh_inf + ny, nf, skipco)
         self.w_proj = nn.Sequential(nn.Linear(nhx, nh_inf), nn.ReLU())
@@ -115,11 +122,12 @@ class SRVP(nn.Module):
         self.inf_z = nn.LSTM(nhx, nh_inf, 1)
         self.q_z = nn.Linear(nh_inf, 2 * nz)
         self.p_z = module.MLP(ny, nh_res, 2 * nz, nlayers_res)
-        self.dynamics = module.MLP(ny + nz, nh_res, ny, nlayers_res)
+        self.dynamics = (nn.GRUCell(nz, ny) if dynamics == 'gru' else
+                         module.MLP(ny + nz, nh_res, ny, nlayers_res))
         if not self.q_z.weight.is_meta:  # meta tensors cannot be initialised
             module.init_conv(self.encoder)
             module.init_conv(self.decoder)
-            module.init_orthogonal(self.dynamics, res_gain)
+            module.init_orthogonal(self.dynamics, res_gain)  # a GRU has no linear layers
 
     def compile_networks(self):
         """`torch.compile` all networks but the LSTM, in place; parameter names do not change."""
@@ -181,6 +189,9 @@ class SRVP(nn.Module):
     def evolve(self, y_0, z, nt, noise=None, n_euler_steps=None):
         """Run the dynamics for nt - 1 frames after the state y_0 (paper, section 3.1).
 
+        Residual dynamics add dt f(y, z) to the state y, n times per frame. Those of the ablations
+        compute the next state once per frame: f(y, z), or GRU(z, y).
+
         Parameters
         ----------
         y_0 : tensor (…, B, ny)
@@ -191,27 +202,36 @@ class SRVP(nn.Module):
         noise : tensor (nt-1-K, …, B, nz)
             Standard normal draws for the prior; not needed if K ≥ nt - 1.
         n_euler_steps : int
-            Euler steps per frame; default: as in training.
+            Euler steps per frame; default: as in training. 1 unless the dynamics are residual.
 
         Returns
         -------
         y : tensor ((nt-1) n + 1, …, B, ny)
             States at all Euler steps: every n-th belongs to a frame.
         z : tensor (nt-1, …, B, nz)
-        res : tensor ((nt-1) n, …, B, ny)
+        res : tensor ((nt-1) n, …, B, ny), or (0, …, B, ny) if the dynamics are not residual
         """
         n = n_euler_steps or self.n_euler_steps
+        if n > 1 and self.rule != 'residual':
+            raise ValueError(f'dynamics {self.rule}: one step per frame, found {n}')
         ys, zs, res = [y_0], list(z[:nt - 1]), []
         for t in range(nt - 1):
             if t == len(zs):
                 zs.append(rsample(self.p_z(ys[-1]), noise[t - len(z)]))
             for _ in range(n):
-                res.append(self.dynamics(torch.cat([ys[-1], zs[t]], -1)) / n)
-                ys.append(ys[-1] + res[-1])
-        if nt == 1:  # nothing to stack
-            no_z = y_0.new_zeros(0, *y_0.shape[:-1], self.nz)
-            return y_0[None], no_z, y_0.new_zeros(0, *y_0.shape)
-        return torch.stack(ys), torch.stack(zs), torch.stack(res)
+                y, z_t = ys[-1], zs[t]
+                if self.rule == 'gru':  # a cell takes one batch axis
+                    y = self.dynamics(z_t.flatten(0, -2), y.flatten(0, -2)).view_as(y)
+                elif self.rule == 'mlp':
+                    y = self.dynamics(torch.cat([y, z_t], -1))
+                else:
+                    res.append(self.dynamics(torch.cat([y, z_t], -1)) / n)
+                    y = y + res[-1]
+                ys.append(y)
+
+        def stack(parts, size):
+            return torch.stack(parts) if parts else y_0.new_zeros(0, *y_0.shape[:-1], size)
+        return torch.stack(ys), stack(zs, self.nz), stack(res, self.ny)
 
     def decode(self, w, y, skips=None):
         """Frames (T, B, nc, 64, 64) of states y (T, B, ny), content w (B, nh_inf) and skips."""
@@ -303,8 +323,8 @@ class SRVP(nn.Module):
 
 def build_model(config):
     """Newly initialised SRVP model of a configuration (see `args.py`), on the CPU."""
-    names = inspect.signature(SRVP).parameters
-    model = SRVP(**{name: getattr(config, name) for name in names})
+    names = inspect.signature(SRVP).parameters.keys()
+    model = SRVP(**{name: getattr(config, name) for name in names & vars(config).keys()})
     return model.to(memory_format=torch.channels_last)  # fastest for convolutions, on any device
 
 
@@ -337,7 +357,7 @@ def loss(x, out, *, obs_scale, beta_y, beta_z, l2_res):
         Standard deviation of the observation model.
     beta_y, beta_z, l2_res : float
         Weights of the KL divergences of y_0 and z, and of the sum of the residuals' Euclidean norms
-        (not squared).
+        (not squared), which is zero if there are none (`Output.res`).
 
     Returns
     -------

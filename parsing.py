@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 
 import configargparse
@@ -136,3 +137,16 @@ def add_device_option(parser, several=False):
         text += '; under torchrun, one per process on the machine'
     parser.add_argument('--device', type=device, metavar='N', nargs='+' if several else None,
                         help=text)
+
+
+def add_local_rank_option(parser):
+    """Add `--local_rank` in both spellings of launchers, which set LOCAL_RANK as well."""
+    parser.add_argument('--local_rank', '--local-rank', type=nonnegative_int, default=0,
+                        help='set by distributed launchers')
+
+
+def check_local_rank(args):
+    """Raise a UserError for a rank that was not set by a launcher."""
+    if args.local_rank and 'LOCAL_RANK' not in os.environ:
+        raise UserError(f'--local_rank {args.local_rank} is for launchers, but none started this '
+                        'process; use torchrun --nproc_per_node=…')

@@ -45,8 +45,8 @@ MODELS = {  # by preset
 }
 
 # Options that determine the network and the test set. Not seq_len_test: the test command sets it
-KEYS = ['archi', 'skipco', 'nf', 'nhx', 'ny', 'nz', 'n_euler_steps', 'nt_inf', 'nh_inf',
-        'nlayers_inf', 'nh_res', 'nlayers_res', 'nx', 'nc', 'dataset', 'nt_cond']
+KEYS = ['archi', 'skipco', 'nf', 'nhx', 'ny', 'nz', 'dynamics', 'n_euler_steps', 'nt_inf',
+        'nh_inf', 'nlayers_inf', 'nh_res', 'nlayers_res', 'nx', 'nc', 'dataset', 'nt_cond']
 DATASET_KEYS = {'smmnist': ['digits', 'ndigits', 'max_speed', 'deterministic'],
                 'human': ['subsampling']}
 

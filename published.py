@@ -51,9 +51,15 @@ def find(facts):
 
 
 def find_scores(protocol):
-    """Published evaluation with the lengths of a protocol (see `results.json`), or None."""
+    """Published evaluation with the lengths of a protocol (see `results.json`), or None.
+
+    Without its Fréchet video distance if the protocol has one with other weights.
+    """
     published = find(protocol)
     if published is None or (published.nt_cond, published.nt_gen - published.nt_cond) != (
             protocol['conditioning_frames'], protocol['predicted_frames']):
         return None
+    if protocol.get('fvd', {}).get('weights', 'published') != 'published':
+        scores = {name: text for name, text in published.scores.items() if name != 'fvd'}
+        return published._replace(scores=scores)
     return published

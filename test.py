@@ -9,9 +9,7 @@ from pathlib import Path
 from args import (
     METRICS,
     add_i3d_options,
-    add_local_rank_option,
     add_model_options,
-    check_local_rank,
     fill_from_config,
     load_config,
 )
@@ -19,6 +17,8 @@ from files import UserError, run_script
 from parsing import (
     Parser,
     add_device_option,
+    add_local_rank_option,
+    check_local_rank,
     euler_steps,
     flag,
     frames,
@@ -106,8 +106,9 @@ def resolve(argv=None):
         args.n_samples = 1  # there is only one future
         if args.torch_amp:
             raise UserError('--torch_amp: --baseline last_frame has no network; leave it out')
-    if not args.fvd and (args.i3d_path or args.fvd_samples != 1 or args.fvd_backend != 'torch'):
-        raise UserError('--i3d_path, --fvd_samples and --fvd_backend need --fvd')
+    if not args.fvd and (args.i3d_path or args.i3d_other or args.fvd_samples != 1
+                         or args.fvd_backend != 'torch'):
+        raise UserError('--i3d_path, --i3d_other, --fvd_samples and --fvd_backend need --fvd')
     if args.fvd_samples > args.n_samples:
         raise UserError(f'--fvd_samples {args.fvd_samples} is more than --n_samples '
                         f'{args.n_samples}; use at most that many')

@@ -244,6 +244,10 @@ def resolve(argv=None):
     if args.what == 'training':
         return args, None
     config = load_config(args.xp_dir)
+    if args.what == 'framerate' and config.dynamics != 'residual':
+        raise UserError(f'framerate needs residual dynamics, but those of {args.xp_dir} are '
+                        f'{config.dynamics}: there are no states between frames; '
+                        'use another model')
     fill_from_config(args, config)
     if args.what == 'predict':
         args.index = [0]  # futures use the noise of the first test video

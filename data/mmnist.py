@@ -251,8 +251,8 @@ def load_test(config, data_dir, nt):
                         f'{dtype} {shape}; make it again with: {command}')
     if shape[0] < nt:
         raise UserError(f'{path} has videos of {shape[0]} frames, but --nt_gen {nt} was '
-                        'requested; use a smaller --nt_gen, or replace the set by a longer one, of '
-                        f'other videos: {command}')
+                        'requested; use a smaller --nt_gen, or make longer videos, which are '
+                        f'others, in another --data_dir: {make_command(config, "OTHER", nt)}')
     if fastest > config.max_speed:
         print(f'note: {path} has digits of speed {fastest}, but the model was trained with '
               f'max_speed {config.max_speed}', file=sys.stderr)

@@ -48,7 +48,8 @@ def prepare(args, config, world):
     fvd = None
     if args.fvd:
         metrics.fvd.check_sizes(n_videos, args.nt_gen, 'the test set (--n_videos, --nt_gen)')
-        fvd = metrics.fvd.build_embedding(args.i3d_path, args.fvd_backend, device)
+        fvd = metrics.fvd.build_embedding(args.i3d_path, args.fvd_backend, device,
+                                          args.i3d_other)
     protocol = get_protocol(args, config, scorer, digest, fvd)
     return Task(args, scorer, model, fvd, protocol)
 
@@ -75,8 +76,7 @@ def get_protocol(args, config, scorer, digest, fvd):
             'frames': args.nt_gen, 'conditioning_frames_included': True,
             'resolution': [config.nx, config.nx], 'clips': scorer.n_videos,
             'samples': args.fvd_samples, 'seed': args.test_seed,
-            'embedding': metrics.fvd.EMBEDDING, 'backend': args.fvd_backend,
-            'weights_sha256': fvd.sha256}
+            **metrics.fvd.facts(fvd, args.fvd_backend)}
     return protocol
 
 
@@ -139,7 +139,8 @@ def check_earlier(task):
 
 def flatten(protocol):
     """Protocol without nesting: 'fvd samples' is the entry 'samples' of 'fvd'."""
-    fvd = {f'fvd {name}': value for name, value in protocol.get('fvd', {}).items()}
+    fvd = {f'fvd {name}': value for name, value in protocol.get('fvd', {}).items()
+           if name not in ('weights', 'note')}  # of which weights_sha256 tells all
     return {name: value for name, value in protocol.items() if name != 'fvd'} | fvd
 
 
@@ -170,6 +171,8 @@ def announce_fvd(task):
           f'{p["resolution"][0]} x {p["resolution"][1]}, {p["clips"]} clips, '
           f'{count(p["samples"], "random sample")}, seed {p["seed"]}\n'
           f'     {p["embedding"]}, {backend}, weights {p["weights_sha256"]}', flush=True)
+    if p['note']:
+        print(f'     note: {p["note"]}', flush=True)
 
 
 def note_better_checkpoint(args):

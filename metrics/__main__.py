@@ -69,8 +69,8 @@ def resolve(argv=None):
         raise UserError(f'--nt_gen {args.nt_gen} leaves no frame to predict after the '
                         f'{args.nt_cond} conditioning frames of {args.preset}; '
                         'use a larger --nt_gen')
-    if not args.fvd and (args.i3d_path or args.fvd_backend != 'torch'):
-        raise UserError('--i3d_path and --fvd_backend need --fvd')
+    if not args.fvd and (args.i3d_path or args.i3d_other or args.fvd_backend != 'torch'):
+        raise UserError('--i3d_path, --i3d_other and --fvd_backend need --fvd')
     if args.out and args.out.endswith('.json'):
         raise UserError(f'--out {args.out}: results are a folder now; name one')
     return args, config
@@ -137,8 +137,8 @@ def get_protocol(args, config, scorer, embed):
     if embed is not None:
         protocol['fvd'] = {'frames': args.nt_gen, 'conditioning_frames_included': True,
                            'resolution': [config.nx, config.nx], 'clips': scorer.n_videos,
-                           'samples': len(args.files), 'embedding': metrics.fvd.EMBEDDING,
-                           'backend': args.fvd_backend, 'weights_sha256': embed.sha256}
+                           'samples': len(args.files),
+                           **metrics.fvd.facts(embed, args.fvd_backend)}
     return protocol
 
 
@@ -151,7 +151,8 @@ def main(argv=None):
     if args.fvd:
         metrics.fvd.check_sizes(scorer.n_videos, args.nt_gen,
                                 'the test set (--n_videos, --nt_gen)')
-        embed = metrics.fvd.build_embedding(args.i3d_path, args.fvd_backend, scorer.device)
+        embed = metrics.fvd.build_embedding(args.i3d_path, args.fvd_backend, scorer.device,
+                                            args.i3d_other)
     with contextlib.ExitStack() as stack:
         if args.out:
             out = make_folder(args.out, '--out')

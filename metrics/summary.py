@@ -44,8 +44,6 @@ def score_lines(table, protocol=None):
     """One line of text per score of a table, next to the published one of the same `protocol`."""
     paper = published.find_scores(protocol) if protocol else None
     known = paper.scores if paper else {}
-    if protocol and protocol.get('fvd', {}).get('weights', 'published') != 'published':
-        known = {name: text for name, text in known.items() if name != 'fvd'}
     lines = []
     for name, score in table.items():
         text = f'{score_text(name, score)} {FORMATS[name][1]}'.strip()
@@ -60,6 +58,8 @@ def score_lines(table, protocol=None):
         if found != (paper.n_videos, paper.n_samples):
             lines.append(f'published: {paper.n_videos:,} videos, best of {paper.n_samples}; '
                          f'here: {found[0]:,}, best of {found[1]}')
+    if protocol and (note := protocol.get('fvd', {}).get('note')):
+        lines.append(f'note: {note}')
     return lines
 
 

@@ -1,6 +1,8 @@
+import contextlib
 import functools
 import http.server
 import signal
+import socket
 import sys
 import threading
 import time
@@ -16,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / 'tests' / 'golden'
 sys.path.insert(0, str(ROOT))
 
+import download  # noqa: E402
 from files import run_script  # noqa: E402
 
 DEVICES = [torch.device('cpu'), *[torch.device('cuda', 0)] * torch.cuda.is_available()]
@@ -114,6 +117,71 @@ def server(tmp_path):
         threading.Thread(target=httpd.serve_forever, args=[0.01], daemon=True).start()
         yield folder, f'http://127.0.0.1:{httpd.server_port}/'
         httpd.shutdown()
+
+
+DATA = bytes(i * i % 251 for i in range(5000))  # a file to download
+
+
+class Site(http.server.ThreadingHTTPServer):
+    """Server of `files`, which records the path and the Range header of each request."""
+
+    def __init__(self):
+        super().__init__(('127.0.0.1', 0), SiteHandler)
+        self.files = {'data': DATA}
+        self.requests = []
+        # Faults. Lists are used up by the next responses.
+        self.cuts = []            # bytes of the body after which a response ends
+        self.ranges = True        # whether Range is honoured
+        self.statuses = []        # statuses of responses without the file
+        self.longer = []          # bytes by which the announced size is too large
+        self.send_length = True   # whether Content-Length is sent
+
+    def url(self, name='data'):
+        return f'http://127.0.0.1:{self.server_port}/{name}'
+
+
+class SiteHandler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        site = self.server
+        requested = self.headers['Range']
+        site.requests.append((self.path[1:], requested))
+        body = site.files.get(self.path[1:])
+        if body is None or site.statuses:
+            return self.send_error(site.statuses.pop(0) if site.statuses else 404)
+        status, start = 200, 0
+        size = len(body) + (site.longer.pop(0) if site.longer else 0)
+        if requested and site.ranges:
+            start = int(requested.removeprefix('bytes=').removesuffix('-'))
+            status = 206 if start < size else 416
+        self.send_response(status)
+        if status == 206:
+            self.send_header('Content-Range', f'bytes {start}-{size - 1}/{size}')
+        if status == 416:
+            self.send_header('Content-Range', f'bytes */{size}')
+        if site.send_length:
+            self.send_header('Content-Length', str(max(0, size - start)))
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(body[start:][:site.cuts.pop(0) if site.cuts else None])
+
+
+@pytest.fixture
+def site(monkeypatch):
+    monkeypatch.setenv('no_proxy', '*')
+    monkeypatch.setattr(download, 'PAUSE', 0.001)
+    with Site() as site:
+        threading.Thread(target=site.serve_forever, args=(0.01,), daemon=True).start()
+        yield site
+        site.shutdown()
+
+
+def refused(name='data'):
+    """Address on this machine where nothing listens."""
+    with socket.create_server(('127.0.0.1', 0)) as gone:
+        return f'http://127.0.0.1:{gone.getsockname()[1]}/{name}'
 
 
 class Result(NamedTuple):

@@ -20,6 +20,20 @@ def decode(decoder, w, y, skips=None):
     return torch.sigmoid(h).unflatten(0, (T, B))
 
 
+def next_state(model, y, z):
+    """State (…, ny) of the next frame by the rules of the ablations, from weights and biases."""
+    if model.rule == 'mlp':
+        h = torch.cat([y, z], -1)
+        for i, (*_, linear) in enumerate(model.dynamics.module):
+            h = (h.clamp(min=0) if i > 0 else h) @ linear.weight.T + linear.bias
+        return h
+    cell = model.dynamics
+    reset_z, update_z, new_z = (z @ cell.weight_ih.T + cell.bias_ih).chunk(3, -1)
+    reset_y, update_y, new_y = (y @ cell.weight_hh.T + cell.bias_hh).chunk(3, -1)
+    reset, update = torch.sigmoid(reset_z + reset_y), torch.sigmoid(update_z + update_y)
+    return (1 - update) * torch.tanh(new_z + reset * new_y) + update * y
+
+
 def forward(model, x, nt, n_euler_steps=None, noise=None):
     """`SRVP.forward`, frame by frame."""
     cond = model.condition(x)
@@ -31,14 +45,17 @@ def forward(model, x, nt, n_euler_steps=None, noise=None):
         n = n_euler_steps if n_euler_steps and not observed else model.n_euler_steps
         p_z_params.append(model.p_z(y))
         zs.append(rsample(cond.q_z_params[t] if observed else p_z_params[-1], noise.z[t]))
-        for _ in range(n):
-            res.append(model.dynamics(torch.cat([y, zs[-1]], -1)) / n)
-            y = y + res[-1]
+        if model.rule != 'residual':
+            y = next_state(model, y, zs[-1])
+        else:
+            for _ in range(n):
+                res.append(model.dynamics(torch.cat([y, zs[-1]], -1)) / n)
+                y = y + res[-1]
         ys.append(y)
     ys = torch.stack(ys)
     return Output(decode(model.decoder, cond.w, ys, cond.skips), ys, torch.stack(zs), cond.w,
                   cond.q_y_0_params, cond.q_z_params[:nt - 1], torch.stack(p_z_params),
-                  torch.stack(res))
+                  torch.stack(res) if res else y.new_zeros(0, *y.shape))
 
 
 def loss(x, out, obs_scale, beta_y, beta_z, l2_res):

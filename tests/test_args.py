@@ -60,6 +60,7 @@ def test_presets_are_the_published_configurations(preset):
         assert getattr(config, key) == value, key
     assert config.lr == 3e-4
     assert (config.nf, config.nhx, config.nh_inf, config.nh_res) == (64, 128, 256, 512)
+    assert config.dynamics == 'residual'
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.yaml')),
@@ -151,6 +152,10 @@ def test_resumed_run_may_change_some_options(tmp_path):
      "--ny: expected a whole number of at least 1 and at most 10000, found '1000000000'"),
     (['--nlayers_res', '101'], 'at most 100'),
     (['--n_euler_steps', '1001'], 'at most 1000'),
+    (['--dynamics', 'lstm'], 'invalid choice'),
+    (['--dynamics', 'mlp', '--n_euler_steps', '2'],
+     '--n_euler_steps 2: mlp dynamics take one step per frame; set it to 1'),
+    (['--preset', 'kth', '--dynamics', 'gru'], '--n_euler_steps 2: gru dynamics take one step'),
     (['--nt_inf', '1' + '0' * 400], 'at most 100000'),
     (['--lr', 'nan'], '--lr: expected a number greater than 0'),
     (['--lr', 'inf'], '--lr: expected a number'),
@@ -219,13 +224,14 @@ def test_published_configuration_needs_no_more_keys(tmp_path):
         return load_config(tmp_path)
     config = load_with()
     assert (config.seq_len, config.seq_len_test) == (None, 30)
-    assert (config.digits, config.subsampling) == ('mnist', 8)
+    assert (config.digits, config.subsampling, config.dynamics) == ('mnist', 8, 'residual')
     assert not hasattr(config, 'nt_condition')
     config = load_with(nf=None, skipco=None, ndigits=None)  # as if missing
     assert (config.nf, config.skipco, config.ndigits) == (64, False, 2)
     for change, message in (
             ({'nx': 32}, 'nx 32: the architectures require 64 x 64 frames'),
-            ({'nc': 3}, 'nc 3: frames of kth have 1 channel; use 1')):
+            ({'nc': 3}, 'nc 3: frames of kth have 1 channel; use 1'),
+            ({'dynamics': 'gru'}, 'n_euler_steps 2: gru dynamics take one step per frame')):
         with pytest.raises(UserError, match=re.escape(f'{tmp_path}/config.json: {message}')):
             load_with(**change)
 
@@ -245,6 +251,7 @@ def test_unknown_keys_are_named(run_dir, tmp_path, capsys):
     ('{"skipco": 1}', 'skipco: expected true or false'),
     ('{"archi": "resnet"}', 'archi: expected one of'),
     ('{"n_euler_steps": 1000000000}', 'n_euler_steps: expected .* at most 1000,'),
+    ('{"dynamics": "lstm"}', 'dynamics: expected one of residual, mlp, gru'),
     ('{"ndigits": 1' + '0' * 400 + '}', 'ndigits: expected .* at most 100,')])
 def test_damaged_configurations(tmp_path, text, message):
     (tmp_path / 'config.json').write_text(text)

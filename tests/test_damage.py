@@ -44,7 +44,7 @@ from pictures.network import (
     draw_tensor,
     video_frame,
 )
-from results import replacing_results
+from results import lock_results, replacing_results
 from sampling import Futures, draw_noise
 from utils import to_video
 
@@ -460,7 +460,7 @@ def test_same_seed_and_replay_repeat_bit_for_bit(out_dir, run_dir, data_dir, tmp
 def test_results_replace_all_earlier_ones_and_nothing_else(out_dir, run_dir, data_dir, tmp_path):
     shutil.copytree(out_dir, tmp_path, dirs_exist_ok=True)
     # The last one is of a killed run
-    for name in ('notes.txt', 'network/mine.png', '.results.partial/network/00000.png'):
+    for name in ('notes.txt', 'network/mine.png', '.results.new/network/00000.png'):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text('x')
     found = run(run_dir, data_dir, tmp_path, '--n_iterations', 2)
@@ -530,7 +530,7 @@ def test_exception_while_results_are_replaced_loses_none(tmp_path, monkeypatch):
     ('damage.png/x', 'damage.png is a folder, in the way of a result; remove it'),
     ('network/00000.png/x', '00000.png is a folder'),
     ('network', 'network is not a writable folder'),
-    ('.results.partial', '.results.partial is in the way of results; remove it')])
+    ('.results.new', '.results.new is in the way of results; remove it')])
 def test_files_in_the_way_of_results_are_found_before_the_work(run_dir, data_dir, tmp_path,
                                                                in_the_way, message, monkeypatch):
     (tmp_path / in_the_way).parent.mkdir(parents=True, exist_ok=True)
@@ -546,16 +546,15 @@ def test_failed_lock_is_not_another_process(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, 'No locks available')
     monkeypatch.setattr(fcntl, 'flock', fail)
     message = f'{tmp_path}/.results.lock cannot be locked .No locks available.; .*use a folder on'
-    with pytest.raises(UserError, match=message), replacing_results(tmp_path, [], 'damage.json'):
+    with pytest.raises(UserError, match=message), lock_results(tmp_path):
         pass
 
 
 def test_one_process_at_a_time_writes_to_a_folder(run_dir, data_dir, tmp_path, tables_only):
-    with replacing_results(tmp_path, [], 'damage.json'):
+    with lock_results(tmp_path):
         message = f'another process is writing results to {tmp_path}; wait'
         with pytest.raises(UserError, match=message):
             run(run_dir, data_dir, tmp_path)
-        (tmp_path / '.results.partial' / 'damage.json').write_text('{}')
     assert len(run(run_dir, data_dir, tmp_path, '--n_iterations', 1)['run']) == 1
 
 
@@ -621,8 +620,10 @@ def test_several_runs(out_dir, run_dir, data_dir, tmp_path, monkeypatch):
               'norm of the change of the weights': ['weight_change']}
     assert drawn.keys() == panels.keys()
     for panel, columns in panels.items():
-        expected = [found[name].reshape(3, 4) for name in columns]
-        np.testing.assert_allclose(list(drawn[panel].values()), expected)
+        for name, (mean, half) in zip(columns, drawn[panel].values(), strict=True):
+            runs = found[name].reshape(3, 4)
+            np.testing.assert_allclose(mean, runs.mean(0))
+            np.testing.assert_allclose(half, runs.std(0))
     legend = ['against the truth', 'against the intact prediction']
     assert list(drawn['SSIM']) == list(drawn['PSNR (dB)']) == legend
     for name in ('network/00003.png', 'prediction.mp4'):  # of the first run
@@ -641,7 +642,7 @@ def test_curves_show_mean_and_standard_deviation_without_infinite_values(tmp_pat
     monkeypatch.setattr(Axes, 'fill_between',
                         lambda self, x, low, high, **_: bands.append((low, high)))
     values = np.array([[1., math.inf, math.inf, math.nan], [3, math.inf, 5, 5]])
-    charts.curves(tmp_path / 'a.png', 'x', np.arange(4), {'y': {'': values}})
+    charts.curves(tmp_path / 'a.png', 'x', np.arange(4), {'y': {'': charts.band(values)}})
     for found, first in ((lines[0], 2), (bands[0][0], 1), (bands[0][1], 3)):
         assert found.tolist() == [first, None, 5, None]  # NaNs are not skipped
 

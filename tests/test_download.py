@@ -2,86 +2,32 @@
 
 import contextlib
 import hashlib
-import http.server
 import io
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 
-from conftest import ROOT
+import download
+from conftest import DATA, ROOT, refused
+from download import DownloadError, fetch
 from files import UserError
-from preprocessing import download
+from preprocessing import download as archives
 from preprocessing.bair import download as bair
-from preprocessing.download import fetch, untar, unzip
+from preprocessing.download import untar, unzip
 from preprocessing.kth import download as kth
 
-DATA = bytes(i * i % 251 for i in range(5000))
 SHA256 = hashlib.sha256(DATA).hexdigest()
 WRONG = '0' * 64
-
-
-class Site(http.server.ThreadingHTTPServer):
-    """Server of `files`, which records the path and the Range header of each request."""
-
-    def __init__(self):
-        super().__init__(('127.0.0.1', 0), Handler)
-        self.files = {'data': DATA}
-        self.requests = []
-        # Faults. Lists are used up by the next responses.
-        self.cuts = []            # bytes of the body after which a response ends
-        self.ranges = True        # whether Range is honoured
-        self.statuses = []        # statuses of responses without the file
-        self.longer = []          # bytes by which the announced size is too large
-        self.send_length = True   # whether Content-Length is sent
-
-    def url(self, name='data'):
-        return f'http://127.0.0.1:{self.server_port}/{name}'
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        site = self.server
-        requested = self.headers['Range']
-        site.requests.append((self.path[1:], requested))
-        body = site.files.get(self.path[1:])
-        if body is None or site.statuses:
-            return self.send_error(site.statuses.pop(0) if site.statuses else 404)
-        status, start = 200, 0
-        size = len(body) + (site.longer.pop(0) if site.longer else 0)
-        if requested and site.ranges:
-            start = int(requested.removeprefix('bytes=').removesuffix('-'))
-            status = 206 if start < size else 416
-        self.send_response(status)
-        if status == 206:
-            self.send_header('Content-Range', f'bytes {start}-{size - 1}/{size}')
-        if status == 416:
-            self.send_header('Content-Range', f'bytes */{size}')
-        if site.send_length:
-            self.send_header('Content-Length', str(max(0, size - start)))
-        self.end_headers()
-        with contextlib.suppress(ConnectionError):
-            self.wfile.write(body[start:][:site.cuts.pop(0) if site.cuts else None])
-
-
-@pytest.fixture
-def site(monkeypatch):
-    monkeypatch.setenv('no_proxy', '*')
-    monkeypatch.setattr(download, 'PAUSE', 0.001)
-    with Site() as site:
-        threading.Thread(target=site.serve_forever, args=(0.01,), daemon=True).start()
-        yield site
-        site.shutdown()
 
 
 def fails(*words):
@@ -206,6 +152,9 @@ def test_length_not_announced(site, tmp_path):
 def test_wrong_sha256(site, tmp_path):
     with fails(site.url(), SHA256, WRONG, 'removed', 'run again'):
         fetch(site.url(), tmp_path / 'a', sha256=WRONG)
+    with pytest.raises(DownloadError) as caught:
+        fetch(site.url(), tmp_path / 'a', sha256=WRONG)
+    assert caught.value.reason == f'it has the SHA-256 {SHA256}, expected {WRONG}'
     assert names(tmp_path) == []
 
 
@@ -219,7 +168,7 @@ def test_wrong_file_is_there(site, tmp_path, known, words):
 
 
 def test_not_found(site, tmp_path):
-    with fails(site.url('none'), '404', 'Not Found', 'check the address'):
+    with fails(site.url('none'), '(404 Client Error: Not Found)', 'check the address'):
         fetch(site.url('none'), tmp_path / 'a')
     assert names(tmp_path) == [] and len(site.requests) == 1
 
@@ -234,11 +183,35 @@ def test_server_errors_are_retried(site, tmp_path):
 
 
 def test_no_server(site, tmp_path):
-    with http.server.HTTPServer(('127.0.0.1', 0), Handler) as gone:
-        url = f'http://127.0.0.1:{gone.server_port}/data'
+    url = refused()
     with fails(url, '(Connection refused)', 'the network'):
         fetch(url, tmp_path / 'a')
     assert names(tmp_path) == []
+
+
+def test_patience(site, tmp_path, monkeypatch):
+    """An address that may be out of reach is asked once."""
+    site.statuses = [503, 503]
+    with fails(site.url(), '503'):
+        fetch(site.url(), tmp_path / 'a', patience=1)
+    assert len(site.requests) == 1
+    site.statuses, site.cuts = [], [1000, 1000]
+    fetch(site.url(), tmp_path / 'a', patience=1)  # while bytes come, it goes on
+    assert (tmp_path / 'a').read_bytes() == DATA
+    with socket.create_server(('127.0.0.1', 0)) as silent:
+        url, start = f'http://127.0.0.1:{silent.getsockname()[1]}/data', time.perf_counter()
+        with fails(url, 'cannot be downloaded'):
+            fetch(url, tmp_path / 'b', patience=0.1)
+        assert time.perf_counter() - start < 2
+
+
+def test_names_that_take_long_to_resolve(tmp_path, monkeypatch):
+    end = threading.Event()
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *_, **__: end.wait(10) and [])
+    with pytest.raises(DownloadError, match='no answer within 0.1 s') as caught:
+        fetch('http://nowhere.example/data', tmp_path / 'a', patience=0.1)
+    assert caught.value.reason == 'no answer within 0.1 s'
+    end.set()
 
 
 @pytest.mark.parametrize('url', ['kth.zip', 'file:///etc/passwd', 'http://', 'http://127.0.0.1:x/'])
@@ -373,7 +346,7 @@ def test_interrupted(archive, pack, unpack, monkeypatch):
         done.extend(contents(archive.parent))
         raise KeyboardInterrupt
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(download, 'progress_bar', interrupt)
+        patch.setattr(archives, 'progress_bar', interrupt)
         unpack(archive, folder)
     assert sorted(done) == ['.folder.unpacking/a.avi', 'archive']
     assert names(archive.parent) == ['archive']

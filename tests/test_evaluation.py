@@ -3,8 +3,10 @@
 import errno
 import importlib.util
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,17 +15,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import Script
 from test_metrics import random_backbone
 
-import evaluation
+import evaluation.output
+import evaluation.run
+import evaluation.task
 import train
 from args import load_config
 from checkpoint import load, load_model, load_weights, save
 from conftest import ROOT
 from data import load_test
-from files import UserError, sha256, write_npz
+from distributed import Stopped
+from files import UserError, sha256
 from metrics.frame import psnr, ssim
 from metrics.scoring import quantise
+from metrics.summary import score_lines
 from model import build_model
 from pictures.frames import animation, strip
 from results import replacing_results
@@ -109,18 +116,24 @@ def test_published_files(out_dir):
     names = {'cond_rec.npz', *(f'random_{i}.npz' for i in range(1, 6)),
              *(f'{m}_{e}.npz' for m in ('psnr', 'ssim', 'lpips') for e in ('best', 'worst'))}
     assert {p.name for p in out_dir.iterdir()} == names | {'results.npz', 'results.json',
-                                                           'pictures'}
-    shapes = {k: v.shape for k, v in arrays(out_dir, 'results').items()}
-    assert shapes == {'psnr': (5,), 'ssim': (5,), 'lpips': (5,)}
+                                                           'curves.png', 'pictures'}
+    found = arrays(out_dir, 'results')
+    assert found.keys() == {f'{m}{t}' for m in ('psnr', 'ssim', 'lpips') for t in ('', '_t')}
+    for name in ('psnr', 'ssim', 'lpips'):
+        assert found[name].shape == (5,) and found[f'{name}_t'].shape == (5, 5)
+        assert found[name].dtype == found[f'{name}_t'].dtype == np.float32
+        np.testing.assert_allclose(found[f'{name}_t'].mean(1), found[name], rtol=1e-5)
     for name in names:
         samples = arrays(out_dir, name.removesuffix('.npz'))['samples']
         T = 3 if name == 'cond_rec.npz' else 5
         assert samples.dtype == np.uint8 and samples.shape == (5, T, 64, 64, 1)
 
 
-def test_results_json_has_scores_and_protocol(out_dir, run_dir):
+def test_results_json_has_scores_and_protocol(out_dir, run_dir, data_dir):
     result = results(out_dir)
-    for name, values in arrays(out_dir, 'results').items():
+    scores = arrays(out_dir, 'results')
+    for name in ('psnr', 'ssim', 'lpips'):
+        values = scores[name]
         score, std = result['scores'][name], np.sqrt(((values - values.mean()) ** 2).sum() / 5)
         assert score['mean'] == pytest.approx(values.mean(), rel=1e-6)
         assert score['ci95'] == pytest.approx(1.96 * std / np.sqrt(5), rel=1e-4)
@@ -129,7 +142,8 @@ def test_results_json_has_scores_and_protocol(out_dir, run_dir):
         'conditioning_frames': 3, 'predicted_frames': 5, 'samples': 6, 'n_euler_steps': 1,
         'seed': 1, 'lpips_version': '0.1', 'baseline': None, 'checkpoint': 'model.pt',
         'checkpoint_sha256': sha256(run_dir / 'model.pt'), 'digits': 'mnist5k', 'ndigits': 2,
-        'max_speed': 4, 'deterministic': False}
+        'max_speed': 4, 'deterministic': False, 'precision': 'float32'}
+    assert result['data_dir'] == str(data_dir) and '<metric>_t' in result['results.npz']
 
 
 def test_scores_and_samples_are_those_of_a_plain_loop(out_dir, run_dir, data_dir):
@@ -141,6 +155,9 @@ def test_scores_and_samples_are_those_of_a_plain_loop(out_dir, run_dir, data_dir
     for name, function in (('psnr', psnr), ('ssim', ssim)):
         every = function(samples, truth.expand_as(samples)).mean((1, 3))
         np.testing.assert_allclose(scores[name], every.max(0).values, rtol=1e-5)
+        for b, s in enumerate(every.argmax(0)):
+            frames = function(samples[s, :, b], truth[:, b]).mean(1)
+            np.testing.assert_allclose(scores[f'{name}_t'][b], frames, rtol=1e-5)
     for i in range(1, 6):
         found = arrays(out_dir, f'random_{i}')['samples'].astype(int)
         expected = quantise(samples[i - 1]).permute(1, 0, 3, 4, 2).numpy().astype(int)
@@ -197,11 +214,9 @@ def test_files_of_the_user_stay(run_dir, data_dir, tmp_path):
 
 def fail_on_samples(monkeypatch, error):
     """Make writing samples fail, which comes after the scores."""
-    def write(path, **arrays):
-        if 'samples' in arrays:
-            raise error
-        write_npz(path, **arrays)
-    monkeypatch.setattr(evaluation, 'write_npz', write)
+    def write(*_):
+        raise error
+    monkeypatch.setattr(evaluation.output, 'write_npz_parts', write)
 
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt(),
@@ -212,18 +227,14 @@ def test_failure_among_samples_leaves_the_earlier_results(error, run_dir, data_d
     fail_on_samples(monkeypatch, error)
     with pytest.raises(type(error)):
         evaluate(run_dir, data_dir, earlier_copy)
-    assert contents(earlier_copy) == before
     assert re.search(r'PSNR \d+\.\d\d ± ', capsys.readouterr().out)
-
-
-def test_first_scores_are_written_before_samples(run_dir, data_dir, out_dir, tmp_path,
-                                                 monkeypatch):
-    fail_on_samples(monkeypatch, OSError(errno.ENOSPC, 'No space left on device'))
-    with pytest.raises(OSError):
-        evaluate(run_dir, data_dir, tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {'results.json', 'results.npz'}
-    np.testing.assert_array_equal(arrays(tmp_path, 'results')['psnr'],
-                                  arrays(out_dir, 'results')['psnr'])
+    after = contents(earlier_copy)
+    assert {path: after[path] for path in before} == before
+    assert {path.parent.name for path in after.keys() - before.keys()} == {'.results.partial'}
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluation.run, 'evaluate_batch', None)  # all batches are there
+    evaluate(run_dir, data_dir, earlier_copy)
+    assert contents(earlier_copy) == before
 
 
 @pytest.mark.parametrize('change, more, message', [
@@ -248,7 +259,7 @@ def test_results_of_another_protocol_stop_before_any_work(change, more, message,
         path.write_text(json.dumps(results(earlier_copy) | change))
     before = contents(earlier_copy)
     with monkeypatch.context() as patch, pytest.raises(UserError, match=message):
-        patch.setattr(evaluation, 'evaluate', None)
+        patch.setattr(evaluation.run, 'evaluate', None)
         evaluate(run_dir, data_dir, earlier_copy, *more)
     assert contents(earlier_copy) == before
     evaluate(run_dir, data_dir, earlier_copy, *more, '--overwrite')
@@ -282,7 +293,7 @@ def test_printed_files_exist(run_dir, data_dir, tmp_path, capsys):
 def test_evaluation_does_not_stop_training_in_the_same_folder(run_dir, tmp_path):
     """Neither a running evaluation nor a killed one, by the files that it has there."""
     folder = shutil.copytree(run_dir, tmp_path / 'run')
-    with replacing_results(folder, evaluation.RESULTS, 'results.json') as partial:
+    with replacing_results(folder, evaluation.task.RESULTS, 'results.json') as partial:
         (partial / 'results.json').write_text('{}')
         assert train.main(['--resume', '--save_path', str(folder)]) == 0
         assert (partial / 'results.json').exists()
@@ -297,20 +308,148 @@ def test_states_beyond_float32_are_told_from_damaged_weights(run_dir, data_dir, 
         evaluate(tmp_path, data_dir, tmp_path / 'out')
 
 
-def test_one_sample_is_the_best_and_the_worst(run_dir, data_dir, tmp_path, monkeypatch):
-    seen = {}
-
-    def write(path, **arrays):
-        seen[path.stem] = arrays.get('samples')
-        write_npz(path, **arrays)
-    monkeypatch.setattr(evaluation, 'write_npz', write)
+def test_one_sample_is_the_best_and_the_worst(run_dir, data_dir, tmp_path):
     evaluate(run_dir, data_dir, tmp_path, '--n_samples', '1')
     same = {'random_1', 'psnr_best', 'psnr_worst', 'ssim_best', 'ssim_worst'}
-    assert seen.keys() == same | {'cond_rec', 'results'} == {p.stem for p in tmp_path.glob('*.npz')}
-    assert len({id(seen[name]) for name in same}) == 1  # one array in memory
-    for name in same:
-        np.testing.assert_array_equal(arrays(tmp_path, name)['samples'], seen['random_1'])
+    assert {p.stem for p in tmp_path.glob('*.npz')} == same | {'cond_rec', 'results'}
+    assert len({(tmp_path / f'{name}.npz').read_bytes() for name in same}) == 1
 
+
+# Interruptions
+
+PATCH = f"""
+import os, runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+import evaluation.run
+evaluate_batch, done = evaluation.run.evaluate_batch, []
+def evaluate_then_interrupt(*args):
+    if len(done) == 1:
+        os.kill(os.getpid(), int(os.environ['SIGNAL']))
+    done.append(evaluate_batch(*args))
+    return done[-1]
+evaluation.run.evaluate_batch = evaluate_then_interrupt
+runpy.run_path({str(ROOT / 'test.py')!r}, run_name='__main__')
+"""  # test.py that gets a signal in its second batch
+
+
+def test_interrupted_evaluation_continues(run_dir, data_dir, lpips_dir, out_dir, tmp_path):
+    """After Ctrl-C and a kill, with the results of an uninterrupted call, byte for byte."""
+    patched, folder = tmp_path / 'patched.py', tmp_path / 'out'
+    patched.write_text(PATCH)
+    folder.mkdir()
+    earlier = '{"files": ["results.json"]}'
+    (folder / 'results.json').write_text(earlier)
+    argv = ['--xp_dir', run_dir, '--data_dir', data_dir, '--lpips_dir', lpips_dir,
+            '--out_dir', folder, *OPTIONS, '--n_pictures', '2', '--overwrite']
+    for number, code, done in ((signal.SIGINT, 130, 2), (signal.SIGKILL, -9, 4)):
+        job = Script(patched, *argv, env={'SIGNAL': str(int(number)), 'OMP_NUM_THREADS': '1'})
+        out, err = job.communicate()
+        assert job.returncode == code and (folder / 'results.json').read_text() == earlier
+        assert len(list(folder.glob('.results.partial/0*.npz'))) == done // 2
+        if number == signal.SIGINT:
+            assert 'SIGINT: keeping the finished batches' in err
+            assert re.search('scores so far, of 2 of 5 videos:\n PSNR .* dB\n SSIM .*\nLPIPS .*\n'
+                             f'kept in {folder}/.results.partial; repeat the command', out)
+    assert 'continuing: 2 of 5 videos are done' in out
+    job = Script('test.py', *argv)
+    assert 'continuing: 4 of 5 videos are done' in job.communicate()[0] and job.returncode == 0
+    expected, found = contents(out_dir), contents(folder)
+    assert {p.relative_to(folder): v for p, v in found.items()} == {
+        p.relative_to(out_dir): v for p, v in expected.items()}
+
+
+def test_interruption_of_the_first_batch_leaves_nothing(run_dir, data_dir, tmp_path, monkeypatch,
+                                                        call):
+    def interrupt(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise Stopped
+    monkeypatch.setattr(evaluation.run, 'evaluate_batch', interrupt)
+    code, out, _ = call(script.main, '--xp_dir', run_dir, '--data_dir', data_dir, '--out_dir',
+                        tmp_path, '--metrics', 'psnr', *OPTIONS)
+    assert code == 143 and 'interrupted before the end of the first batch' in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted_evaluation_of_another_task(run_dir, data_dir, earlier, tmp_path, monkeypatch):
+    fail_on_samples(monkeypatch, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run_dir, data_dir, tmp_path)
+    monkeypatch.undo()
+    for option, difference in (('--n_samples', 'samples 6, found 3'), ('--test_seed', 'seed 1, '),
+                               ('--batch_size', 'batch_size 2, found 3')):
+        message = f'.results.partial holds an interrupted evaluation with {difference}.* now; '
+        with pytest.raises(UserError, match=f'{message}repeat its command, or .* --overwrite'):
+            evaluate(run_dir, data_dir, tmp_path, option, '3')
+    evaluate(run_dir, data_dir, tmp_path, '--n_samples', '3', '--overwrite')
+    assert not (tmp_path / '.results.partial').exists()
+    assert results(tmp_path)['protocol']['samples'] == 3
+
+
+def test_damaged_batch(run_dir, data_dir, tmp_path, monkeypatch):
+    fail_on_samples(monkeypatch, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run_dir, data_dir, tmp_path)
+    path = tmp_path / '.results.partial' / '000001.npz'
+    path.write_bytes(path.read_bytes()[:1000])
+    monkeypatch.undo()
+    with pytest.raises(UserError, match='000001.npz is damaged .*; delete it and repeat the comm'):
+        evaluate(run_dir, data_dir, tmp_path)
+    path.unlink()
+    assert len(evaluate(run_dir, data_dir, tmp_path)['psnr']) == 5
+
+
+# Precision, checkpoints
+
+def test_half_precision(run_dir, data_dir, earlier, tmp_path):
+    full, half = arrays(earlier, 'results'), evaluate(run_dir, data_dir, tmp_path, '--torch_amp')
+    for name, tolerance in (('psnr', 0.05), ('ssim', 0.005)):
+        assert half[name].dtype == np.float32 and (half[name] != full[name]).any()
+        assert abs(half[name] - full[name]).max() < tolerance
+    assert results(tmp_path)['protocol']['precision'] == 'bfloat16'
+    with pytest.raises(UserError, match='with precision bfloat16, found float32 now'):
+        evaluate(run_dir, data_dir, tmp_path)
+    path = tmp_path / 'results.json'  # of an earlier version
+    record = results(earlier)
+    del record['protocol']['precision']
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match='with precision float32, found bfloat16 now'):
+        evaluate(run_dir, data_dir, tmp_path, '--torch_amp')
+    with pytest.raises(UserError, match='last_frame has no network; leave it out'):
+        evaluate(run_dir, data_dir, tmp_path, '--torch_amp', '--baseline', 'last_frame')
+
+
+def test_note_on_a_better_checkpoint(run_dir, data_dir, tmp_path, capsys):
+    folder = shutil.copytree(run_dir, tmp_path / 'run')
+    (folder / 'log.csv').write_text('step,val_psnr\n10,7.25\n15,\n20,7\n')
+    evaluate(folder, data_dir, tmp_path / 'out')
+    assert ('note: model_best.pt was better in validation, 7.25 dB against 7.00 dB; '
+            '--model_name model_best.pt evaluates it\n') in capsys.readouterr().err
+    evaluate(folder, data_dir, tmp_path / 'best', '--model_name', 'model_best.pt')
+    (folder / 'log.csv').write_text('step,val_psnr\n10,7\n20,7.25\n')
+    evaluate(folder, data_dir, tmp_path / 'out')
+    assert 'model_best.pt was better' not in capsys.readouterr().err
+
+
+def test_scores_next_to_the_published_ones():
+    table = {'psnr': {'mean': 20., 'ci95': 0.5}, 'lpips': {'mean': 0.1, 'ci95': None},
+             'fvd': {'mean': 300., 'ci95': 4.}}
+    protocol = {'dataset': 'kth', 'conditioning_frames': 10, 'predicted_frames': 30, 'clips': 1000,
+                'samples': 100, 'fvd': {}}
+    lines = [' PSNR 20.00 ± 0.50 dB   published: 29.69 ± 0.32',
+             'LPIPS 0.1000 (one video)   published: 0.0736 ± 0.0029',
+             '  FVD 300.00 ± 4.00   published: 222 ± 3']
+    assert score_lines(table, protocol) == lines
+    protocol['clips'] = 50
+    last = 'published: 1,000 videos, best of 100; here: 50, best of 100'
+    assert score_lines(table, protocol) == [*lines, last]
+    protocol['fvd'] = {'weights': 'unknown'}  # other distances
+    assert score_lines(table, protocol)[2] == '  FVD 300.00 ± 4.00'
+    protocol['predicted_frames'] = 20
+    assert score_lines(table, protocol) == [line.partition('   ')[0] for line in lines[:2]] + [
+        '  FVD 300.00 ± 4.00']
+
+
+# Models
 
 def test_published_checkpoint_folder(run_dir, data_dir, tmp_path, capsys):
     """Only the keys of published configurations, and the weights."""

@@ -2,12 +2,16 @@
 
 import functools
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
+import time
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,14 +20,17 @@ import torch
 import torch.nn.functional as F
 from test_evaluation import script as test_script
 
+import download
 import metrics.fvd
-from conftest import GOLDEN, ROOT
-from files import UserError
-from metrics.fvd import FVD, Embedding, build_embedding, convert, fvd, i3d, tfhub, weights
+import published
+from conftest import GOLDEN, ROOT, refused
+from files import UserError, exclusive
+from metrics.fvd import Embedding, build_embedding, check, convert, fvd, i3d, tfhub, weights
 from metrics.fvd import __main__ as script
 from metrics.fvd.frechet import frechet_distance
 
 golden = np.load(GOLDEN / 'i3d.npz', allow_pickle=False)
+RESOLVE = tfhub.resolve  # the real one; tests have another (`offline`)
 
 
 def grad(n_frames):
@@ -123,9 +130,19 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / 'cache'
 
 
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """No test leaves this machine."""
+    def resolve(handle):
+        raise UserError('no tensorflow_hub')
+    monkeypatch.setattr(weights, 'URL', refused('1.tar.gz'))
+    monkeypatch.setattr(weights, 'HANDLE', refused('deepmind/i3d-kinetics-400/1'))
+    monkeypatch.setattr(tfhub, 'resolve', resolve)
+
+
 class MeanColour:
     """An embedding that costs nothing."""
-    sha256 = 'none'
+    sha256, identity, comparable, note = 'none', 'published', True, None
 
     def __call__(self, videos):
         return np.concatenate([videos.mean((2, 3, 4)), videos.std((2, 3, 4))], 1)
@@ -276,16 +293,11 @@ def test_features_that_are_not_finite():
         fvd(*videos.astype(float), MeanColour())
 
 
-def test_batches_of_samples():
-    given, target, *samples = (random_videos(n, 20, 8, 8, 3, seed=i)
-                               for i, n in enumerate((3, 6, 6, 6)))
-    score = FVD(MeanColour(), 2)
-    for part in (slice(0, 7), slice(7, 20)):
-        score.update(given[:, part], target[:, part], [s[:, part] for s in samples])
-    whole = [np.concatenate([given, end]).swapaxes(0, 1) for end in (target, *samples)]
-    distances = [fvd(whole[0], s, MeanColour()) for s in whole[1:]]
-    assert score.result() == pytest.approx((np.mean(distances), np.std(distances)))
-    assert score.result()[1] > 0
+def test_features_of_continued_videos():
+    given, frames = (random_videos(n, 5, 8, 8, 3, seed=n) for n in (3, 6))
+    found = metrics.fvd.embed_continued(MeanColour(), given, frames)
+    whole = np.concatenate([given, frames]).swapaxes(0, 1)
+    assert np.array_equal(found, MeanColour()(whole)) and found.shape == (5, 18)
 
 
 # Weights
@@ -305,7 +317,7 @@ def test_checkpoint_of_the_port(tmp_path):
     counters = {k.replace('bias', 'num_batches_tracked'): torch.tensor(3)
                 for k in state if k.endswith('.bn.bias')}
     without = {k: v for k, v in state.items() if not k.endswith('.bn.weight')}
-    for name, value in (('rgb_imagenet.pt', {**state, **counters}), ('a.pt', without)):
+    for name, value in (('i3d_pretrained_400.pt', {**state, **counters}), ('a.pt', without)):
         torch.save(value, tmp_path / name)
         assert build_embedding(tmp_path / name).sha256 == golden['weights_sha256']
 
@@ -325,11 +337,10 @@ def test_other_networks_are_refused(change, message):
 
 
 def test_search_in_the_cache(cache, tmp_path):
-    missing = (f'not in {cache}; download https://.* to {cache}/i3d-kinetics-400_1.tar.gz, '
-               'or pass .* --i3d_path')
-    with pytest.raises(UserError, match=missing):
+    (cache / 'rgb_imagenet.pt').touch()
+    with pytest.raises(UserError, match=f'^I3D is not in {cache}'):
         weights.find()
-    for name in ('rgb_imagenet.pt', 'i3d_pretrained_400.pt', 'i3d-kinetics-400_1.tar.gz'):
+    for name in ('i3d_pretrained_400.pt', 'i3d-kinetics-400_1.tar.gz'):
         (cache / name).touch()
         assert weights.find() == cache / name
     (cache / 'i3d-kinetics-400_1.pt').touch()
@@ -350,7 +361,7 @@ def test_search_in_the_cache(cache, tmp_path):
 def test_conversion_names_its_own_argument(cache, exported, tmp_path, monkeypatch):
     (tmp_path / 'file.pt').touch()
     for argv, message in (
-            ([], 'or pass the TF-Hub module .* as MODULE$'),
+            ([], 'get the first file on another machine and pass it as MODULE$'),
             (['nowhere'], r'^MODULE nowhere does not exist; use the TF-Hub module .*.tar.gz\)$'),
             ([str(tmp_path / 'file.pt')],
              rf'^MODULE {tmp_path}/file.pt is not I3D; use the TF-Hub module .*.tar.gz\)$')):
@@ -386,6 +397,9 @@ def test_both_backends_are_equal(module, exported):
     narrow = videos[:2, :9, :, :48, :1]
     expected = reference(narrow)
     assert abs(ours(narrow) - expected).max() < 1e-5 * abs(expected).max()
+    as_they_are = i3d.preprocess(torch.from_numpy(narrow)).numpy()
+    assert np.array_equal(reference(as_they_are), expected)
+    assert (reference.identity, reference.comparable) == (ours.identity, True)
     reference.close()
     assert 'tensorflow' not in sys.modules
 
@@ -401,7 +415,8 @@ def test_conversion_of_an_archive(module, tmp_path, capsys):
     weights.load_state(tmp_path / 'm.tar.gz')
     assert 'converting' not in capsys.readouterr().err  # a second time
     name = 'Conv3d_1a_7x7.conv3d.weight'
-    assert torch.equal(weights.load_state(tmp_path / 'm.pt')[name], random_state()[name])
+    state, identity = weights.load_state(tmp_path / 'm.pt')
+    assert torch.equal(state[name], random_state()[name]) and identity == 'published'
 
 
 def test_conversion_belongs_to_its_module(module, exported, tmp_path, capsys):
@@ -410,7 +425,7 @@ def test_conversion_belongs_to_its_module(module, exported, tmp_path, capsys):
     state, name = random_state(), 'logits.conv3d.bias'
     other = {**state, name: state[name] + 1}
     torch.save({**other, weights.SOURCE: 'of another one'}, tmp_path / 'm.pt')
-    found = weights.load_state(tmp_path / 'm')
+    found, _ = weights.load_state(tmp_path / 'm')
     assert f'converting {tmp_path}/m to {tmp_path}/m.pt' in capsys.readouterr().err
     assert exported == [tmp_path / 'm']
     assert torch.equal(found[name], state[name]) and weights.SOURCE not in found
@@ -418,11 +433,11 @@ def test_conversion_belongs_to_its_module(module, exported, tmp_path, capsys):
     later.mkdir()
     for file in ('m', 'm.pt'):
         (tmp_path / file).rename(later / file)
-    assert weights.sha256(weights.load_state(later / 'm')) == golden['weights_sha256']
+    assert weights.sha256(weights.load_state(later / 'm')[0]) == golden['weights_sha256']
     torch.save(other, tmp_path / 'weights')
     for content in ((tmp_path / 'weights').read_bytes(), b'notes of mine'):
         (later / 'm.pt').write_bytes(content)
-        message = 'later/m.pt is in the way of the conversion of the TF-Hub module .* move it away'
+        message = 'later/m.pt is in the way of the conversion of the TF-Hub module; .* move it away'
         with pytest.raises(UserError, match=message):
             weights.load_state(later / 'm')
         assert (later / 'm.pt').read_bytes() == content
@@ -450,6 +465,299 @@ def test_tensorflow_and_pytorch_do_not_meet():
             'except ValueError: print("torch" in sys.modules)')
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout.strip() == 'False'
+
+
+# Downloads
+
+def archived(files):
+    """Content of a .tar.gz archive of files by name, with the folder `variables`."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode='w:gz') as tar:
+        folder = tarfile.TarInfo('variables')
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return data.getvalue()
+
+
+@pytest.fixture
+def archive(site, monkeypatch):
+    """Content of an archive at `weights.URL` like the module's, without numbers."""
+    data = archived({name: os.urandom(500) for name in tfhub.FILES})
+    site.files = {'1.tar.gz': data}
+    monkeypatch.setattr(weights, 'URL', site.url('1.tar.gz'))
+    monkeypatch.setattr(weights, 'SHA256', hashlib.sha256(data).hexdigest())
+    return data
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_archive_is_downloaded_when_missing(site, archive, cache, exported, capsys):
+    cache.rmdir()
+    assert weights.find() == cache / weights.ARCHIVE
+    assert (cache / weights.ARCHIVE).read_bytes() == archive and names(cache) == [weights.ARCHIVE]
+    err = capsys.readouterr().err
+    assert f'I3D is not in {cache}\ndownloading it (about 50 MB) from {site.url("1.tar.gz")}' in err
+    assert f'{len(archive) / 1000:.2f}k' in err  # the progress bar
+    assert weights.find(backend='tfhub') == cache / weights.ARCHIVE and len(site.requests) == 1
+    _, identity = weights.load_state(weights.find())
+    assert identity == 'published' and exported == [cache / weights.ARCHIVE]
+    assert weights.find() == cache / weights.CONVERTED
+    assert weights.load_state(weights.find())[1] == 'published' and len(site.requests) == 1
+
+
+def test_broken_download_is_resumed(site, archive, cache):
+    (cache / f'{weights.ARCHIVE}.part').write_bytes(archive[:100])
+    site.cuts = [200]
+    assert weights.find().read_bytes() == archive
+    assert [requested for _, requested in site.requests] == ['bytes=100-', 'bytes=300-']
+    assert names(cache) == [weights.ARCHIVE]
+
+
+def test_download_of_another_process_is_awaited(site, archive, cache, monkeypatch):
+    monkeypatch.setattr(weights, 'DOWNLOAD_TIME', 0.1)
+    with exclusive(cache / '.i3d.lock', 'busy'):
+        with pytest.raises(UserError, match=f'still downloading I3D to {cache}; wait for it'):
+            weights.find()
+    monkeypatch.setattr(weights, 'DOWNLOAD_TIME', 10)
+    has_started = threading.Event()
+
+    def other():
+        with exclusive(cache / '.i3d.lock', 'busy'):
+            has_started.set()
+            time.sleep(0.3)
+            (cache / weights.ARCHIVE).write_bytes(archive)
+    thread = threading.Thread(target=other)
+    thread.start()
+    has_started.wait()
+    assert weights.find() == cache / weights.ARCHIVE and site.requests == []
+    thread.join()
+
+
+def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv('SRVP_CACHE', str(tmp_path / 'file' / 'cache'))
+    with pytest.raises(UserError, match=r'\$SRVP_CACHE .*/cache cannot be created'):
+        weights.find()
+
+
+@pytest.fixture
+def hub(site, monkeypatch, tmp_path, offline):
+    """Cache of the real tensorflow_hub, whose module is served by `site`."""
+    monkeypatch.setattr(tfhub, 'resolve', RESOLVE)
+    monkeypatch.setattr(weights, 'HANDLE', site.url('i3d'))
+    monkeypatch.setenv('TFHUB_CACHE_DIR', str(tmp_path / 'hub'))
+    return tmp_path / 'hub'
+
+
+def test_tensorflow_hub_is_the_second_way(site, archive, cache, hub, exported, monkeypatch, capfd):
+    """Its cache is used when there is no network, and ours for what is converted."""
+    monkeypatch.setattr(weights, 'SHA256', 'another one')
+    site.files['i3d?tf-hub-format=compressed'] = archive
+    module = weights.find(backend='tfhub')
+    assert module.parent == hub and (module / 'saved_model.pb').is_file()
+    assert names(cache) == []  # the archive was removed
+    assert [path for path, _ in site.requests] == ['1.tar.gz', 'i3d?tf-hub-format=compressed']
+    err = capfd.readouterr().err
+    found = hashlib.sha256(archive).hexdigest()
+    assert (f'it has the SHA-256 {found}, expected another one; '
+            f'trying {weights.HANDLE} with tensorflow_hub') in err
+    assert 'Total size: 1.95kB' in err  # tensorflow_hub tells its progress
+
+    site.files.clear()
+    before = names(hub)
+    assert weights.find() == cache / weights.CONVERTED
+    assert exported == [module] and names(hub) == before
+    assert weights.load_state(weights.find())[1] == 'published' and len(exported) == 1
+    state, identity = weights.load_state(module)  # given explicitly
+    assert identity == 'published' and len(exported) == 1 and names(hub) == before
+
+
+def test_neither_way_is_open(cache, hub, monkeypatch):
+    monkeypatch.setattr(weights, 'HANDLE', refused('i3d'))
+    with pytest.raises(UserError) as caught:
+        weights.find()
+    assert str(caught.value) == (
+        f'I3D is not in {cache}, and cannot be had from {weights.URL} (Connection refused), nor '
+        f'with tensorflow_hub from {weights.HANDLE} (Connection refused); get the first file on '
+        'another machine, or i3d_pretrained_400.pt of VideoGPT, and pass it as --i3d_path')
+    assert names(cache) == []
+
+
+def test_the_sentence_about_both_ways_fits(monkeypatch):
+    """With the real addresses and a cache and reasons of usual length, nothing is cut out of it."""
+    monkeypatch.undo()
+    reason = 'tensorflow_hub needs TensorFlow; pip install tensorflow'
+
+    def fails(*_, **__):
+        raise download.DownloadError('', 'Temporary failure in name resolution')
+
+    def resolve(handle):
+        raise UserError(reason)
+    monkeypatch.setattr(weights, 'fetch', fails)
+    monkeypatch.setattr(tfhub, 'resolve', resolve)
+    monkeypatch.setenv('SRVP_CACHE', '/home/somebody/.cache/srvp')
+    with pytest.raises(UserError) as caught:
+        weights.download('torch', '--i3d_path')
+    message = str(caught.value)
+    assert weights.URL in message and f'{weights.HANDLE} ({reason})' in message
+    assert message.endswith('pass it as --i3d_path') and '[…]' not in message
+
+
+@pytest.mark.parametrize('files, reason', [
+    ({'tensorflow': 'raise ImportError("none")'}, 'needs TensorFlow; pip install tensorflow$'),
+    ({'tensorflow': '', 'tensorflow_hub': 'import tf_keras_is_missing'},
+     'cannot be imported .No module named .tf_keras_is_missing..; pip install tensorflow_hub$'),
+    ({'tensorflow': '', 'tensorflow_hub': 'def resolve(handle): raise OSError(13, "Denied")'},
+     '^Denied$')])
+def test_packages_are_missed_where_they_are_needed(files, reason, tmp_path, monkeypatch):
+    for name, text in files.items():
+        (tmp_path / f'{name}.py').write_text(text)
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    with pytest.raises(UserError, match=reason):
+        RESOLVE('https://nowhere')
+
+
+# Identity of the weights
+
+def test_ids_of_files_are_those_of_git(tmp_path):
+    assert weights.KNOWN == {
+        'a867b87ac3a9097d200598b1d48a1b890d8ec744': 'i3d_pretrained_400.pt',
+        '73a4fd1d87eb3dbd97f33a9779fa1caa3d28111a': 'rgb_imagenet.pt',
+        '93daef59c7ae0e9e8f76225521407e60cbafa6aa': 'i3d_torchscript.pt'}
+    path = tmp_path / 'file'
+    for content, expected in ((b'', 'e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'),
+                              (b'hello world\n', '3b18e512dba79e4c8300dd08aeb37f8e728b8dad')):
+        path.write_bytes(content)
+        assert weights.blob_id(path) == expected  # of `git hash-object`
+    path.write_bytes(bytes(3 << 20))
+    whole = b'blob 3145728\0' + path.read_bytes()
+    assert weights.blob_id(path) == hashlib.sha1(whole).hexdigest()
+
+
+def known_as(monkeypatch, path, name):
+    """Let `path` be the known file `name`."""
+    monkeypatch.setattr(weights, 'KNOWN', {weights.blob_id(path): name})
+
+
+def test_published_weights(i3d_path, monkeypatch):
+    known_as(monkeypatch, i3d_path, 'i3d_pretrained_400.pt')
+    embed = build_embedding(i3d_path)
+    assert (embed.identity, embed.comparable, embed.note) == ('published', True, None)
+
+
+def test_unknown_weights(i3d_path):
+    embed = build_embedding(i3d_path)
+    assert embed.identity == 'unknown' and not embed.comparable
+    assert 'unknown origin' in embed.note and '--check' in embed.note
+
+
+def test_weights_of_the_paper_of_i3d(i3d_path, cache, monkeypatch, capsys):
+    """They are used only if asked for, under whatever name."""
+    known_as(monkeypatch, i3d_path, 'rgb_imagenet.pt')
+    message = (f'^{i3d_path} is rgb_imagenet.pt, .* not those of published distances; use the '
+               'TF-Hub module or i3d_pretrained_400.pt of VideoGPT, or add --i3d_other')
+    with pytest.raises(UserError, match=message):
+        build_embedding(i3d_path)
+    embed = build_embedding(i3d_path, other=True)
+    assert (embed.identity, embed.comparable) == ('other', False)
+    assert 'cannot be compared' in embed.note
+    with pytest.raises(UserError, match='--i3d_other needs --i3d_path'):
+        build_embedding(other=True)
+
+    for name in weights.CONVERTED, 'i3d_pretrained_400.pt':
+        (cache / name).symlink_to(i3d_path)
+    with pytest.raises(UserError, match=f'^I3D is not in {cache}'):
+        weights.find()
+    note = f'note: {cache / "i3d_pretrained_400.pt"} is not used: it is a copy of rgb_imagenet.pt'
+    assert note in capsys.readouterr().err
+    (cache / weights.ARCHIVE).touch()
+    assert weights.find() == cache / weights.ARCHIVE
+
+
+@pytest.mark.filterwarnings('ignore:.*TorchScript', 'ignore:.*torch.jit.script')
+def test_torchscript_is_recognised(tmp_path, cache, monkeypatch):
+    path = tmp_path / 'i3d.pt'
+    torch.jit.script(torch.nn.Linear(1, 1)).save(path)
+    with pytest.raises(UserError, match='i3d.pt is not a readable weights file'):
+        build_embedding(path)
+    known_as(monkeypatch, path, 'i3d_torchscript.pt')
+    message = 'is i3d_torchscript.pt .*; use the TF-Hub module or i3d_pretrained_400.pt of VideoGPT'
+    for other in False, True:
+        with pytest.raises(UserError, match=message):
+            build_embedding(path, other=other)
+    (cache / 'i3d_pretrained_400.pt').symlink_to(path)
+    with pytest.raises(UserError, match=f'^I3D is not in {cache}'):
+        weights.find()
+
+
+def test_published_distances_stand_only_beside_those_of_the_same_weights():
+    protocol = {'dataset': 'kth', 'conditioning_frames': 10, 'predicted_frames': 30}
+    assert published.find_scores(protocol | {'fvd': {'weights': 'published'}}).scores['fvd']
+    for identity in ('other', 'unknown'):
+        found = published.find_scores(protocol | {'fvd': {'weights': identity}}).scores
+        assert found.keys() == {'psnr', 'ssim', 'lpips'}
+
+
+# The published figure
+
+@pytest.mark.parametrize('n_videos', [2, 4, 7])
+def test_random_videos_are_drawn_in_parts(n_videos, monkeypatch):
+    monkeypatch.setattr(check, 'SHAPE', (2, 5, 6, 3))
+    parts = list(check.random_videos(2, n_videos))
+    assert max(map(len, parts)) <= check.CHUNK
+    whole = np.random.RandomState(2).rand(n_videos, 2, 5, 6, 3).astype(np.float32)
+    assert np.array_equal(np.concatenate(parts), whole) and parts[0].dtype == np.float32
+
+
+def test_constants_of_the_published_figure():
+    assert (check.N_VIDEOS, check.SHAPE, check.SEEDS) == (128, (16, 224, 224, 3), (1, 2))
+    assert (check.REFERENCE, check.TOLERANCE) == (10.13808536529541, 1e-4)
+
+
+def test_distance_of_random_videos():
+    monochrome = MeanColour()
+    videos = [np.random.RandomState(seed).rand(5, 16, 224, 224, 3).astype(np.float32)
+              for seed in (1, 2)]
+    expected = frechet_distance(*(monochrome(v) for v in videos))
+    assert check.random_distance(monochrome, 5) == pytest.approx(expected, rel=1e-6)
+
+
+def test_float_videos_are_given_to_the_network_as_they_are(device):
+    videos = random_videos(2, 9, 48, 64, 3)
+    x = i3d.preprocess(torch.from_numpy(videos).to(device)).cpu().numpy()
+    assert np.array_equal(random_embedding(device)(x), random_embedding(device)(videos))
+
+
+def test_random_weights_are_not_the_published_ones(i3d_path, memory, monkeypatch, call):
+    monkeypatch.setattr(check, 'SHAPE', (9, 224, 224, 3))
+    monkeypatch.setattr(check, 'N_VIDEOS', 2)
+    done = call(script.main, '--check', '--i3d_path', i3d_path)
+    value = check.random_distance(random_embedding(), 2)
+    difference = abs(value / check.REFERENCE - 1)
+    assert done.code == 1 and 'these are not the weights of published distances' in done.out
+    assert (f'FVD {value:.8f} between random videos; in TensorFlow with the weights of published '
+            f'distances 10.13808537; relative difference {difference:.1e}') in done.out
+    assert 'I3D:   0%' in done.err and '4/4' in done.err  # the progress bar
+
+    for ratio, code, verdict in ((1 + 0.9e-4, 0, 'these are the'), (1 - 1.1e-4, 1, 'are not the')):
+        monkeypatch.setattr(check, 'random_distance', Mock(return_value=ratio * check.REFERENCE))
+        done = call(script.main, '--check', '--i3d_path', i3d_path)
+        assert done.code == code and f'{verdict} weights of published distances' in done.out
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--check', 'a.npz', 'b.npz'], '--check takes no FILE, found a.npz and b.npz; leave them out'),
+    ([], 'give two FILEs, one for each set of videos, or --check'),
+    (['a.npz'], 'found 1 FILE; give two'), (['a', 'b', 'c', '--check'], 'found 3 FILEs; give two')])
+def test_either_files_or_the_check(argv, message, call):
+    done = call(script.main, *argv)
+    assert done.code == 2 and message in done.err
 
 
 # Scripts
@@ -489,19 +797,31 @@ def predicted_videos(truth, folder, i):
         return np.concatenate([truth[:, :3], f['samples']], 1)
 
 
-def test_evaluation_with_fvd(run_dir, test_set, i3d_path, tmp_path, memory, capsys):
-    run_test(run_dir, test_set, tmp_path, '--fvd', '--i3d_path', str(i3d_path))
+def test_evaluation_with_fvd(run_dir, test_set, i3d_path, tmp_path, memory, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        known_as(patch, i3d_path, 'rgb_imagenet.pt')
+        run_test(run_dir, test_set, tmp_path, '--fvd', '--i3d_path', str(i3d_path), '--i3d_other')
     result = json.loads((tmp_path / 'results.json').read_text())
     assert result['protocol']['fvd'] == {
         'frames': 9, 'conditioning_frames_included': True, 'resolution': [64, 64], 'clips': 16,
         'samples': 1, 'seed': 1, 'embedding': metrics.fvd.EMBEDDING, 'backend': 'torch',
-        'weights_sha256': str(golden['weights_sha256'])}
-    assert result['scores']['fvd']['std'] == 0
+        'weights_sha256': str(golden['weights_sha256']), 'weights': 'other',
+        'note': weights.NOTES['other']}
+    assert result['scores']['fvd']['ci95'] is None
     out = capsys.readouterr().out
     assert ('FVD: 9 frames, 3 conditioning frames included, 64 x 64, 16 clips, '
             '1 random sample, seed 1') in out
     value = f'FVD {result["scores"]["fvd"]["mean"]:.2f}'
     assert value in out
+
+    assert out.count(f'note: {weights.NOTES["other"]}') == 2  # before the work and at the end
+    assert 'published: ' not in out.partition(value)[2]
+
+    # The same weights under another name give the same results
+    run_test(run_dir, test_set, tmp_path, '--fvd', '--i3d_path', str(i3d_path))
+    record = json.loads((tmp_path / 'results.json').read_text())
+    assert record['protocol']['fvd']['weights'] == 'unknown'
+    assert record['scores'] == result['scores']
 
     # The same by hand: true and predicted videos, after the conditioning frames
     truth = true_videos(test_set)
@@ -511,6 +831,7 @@ def test_evaluation_with_fvd(run_dir, test_set, i3d_path, tmp_path, memory, caps
                  '--i3d_path', str(i3d_path)])
     out = capsys.readouterr().out
     assert value in out and str(golden['weights_sha256']) in out
+    assert f'note: {weights.NOTES["unknown"]}' in out
     assert 'predicted.npy: 16 videos of 9 frames, 64 x 64, 1 channel' in out
     assert len(memory) == 32
 
@@ -520,10 +841,10 @@ def test_mean_over_samples(run_dir, test_set, tmp_path, monkeypatch, capsys):
     run_test(run_dir, test_set, tmp_path, '--fvd', '--fvd_samples', '2')
     truth = true_videos(test_set)
     distances = [fvd(truth, predicted_videos(truth, tmp_path, i), MeanColour()) for i in (1, 2)]
-    mean, std = np.mean(distances), np.std(distances)
+    mean, half = np.mean(distances), 1.96 * np.std(distances) / np.sqrt(2)
     scores = json.loads((tmp_path / 'results.json').read_text())['scores']
-    assert scores['fvd'] == {'mean': pytest.approx(mean), 'std': pytest.approx(std)}
-    line = f'FVD {mean:.2f} ± {std:.2f} (standard deviation of 2 samples)'
+    assert scores['fvd'] == {'mean': pytest.approx(mean), 'ci95': pytest.approx(half)}
+    line = f'FVD {mean:.2f} ± {half:.2f}'
     assert line in capsys.readouterr().out
     message = 'is from an evaluation with fvd samples 2, found 1 now'
     with pytest.raises(UserError, match=message):
@@ -541,8 +862,10 @@ def test_mean_over_samples(run_dir, test_set, tmp_path, monkeypatch, capsys):
     (['--fvd', '--nt_gen', '8'], 'videos of 8 frames'),
     (['--fvd', '--fvd_samples', '3'], '--fvd_samples 3 is more than --n_samples 2'),
     (['--fvd', '--i3d_path', 'nowhere'], '--i3d_path nowhere does not exist'),
-    (['--fvd'], 'not in .*cache'),
+    (['--fvd'], 'I3D is not in .*cache'),
     (['--fvd_samples', '2'], 'need --fvd'),
+    (['--i3d_other'], 'need --fvd'),
+    (['--fvd', '--i3d_other'], '--i3d_other needs --i3d_path'),
 ])
 def test_errors_of_options(run_dir, test_set, tmp_path, cache, more, message):
     with pytest.raises(UserError, match=message):

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn as nn
 
-import distributed
 import train
 from args import parse_train
 from checkpoint import load
@@ -18,6 +17,7 @@ from distributed import World
 from files import UserError
 from model import build_model
 from training import job, loop
+from training.parallel import SyncBatchNorm
 from training.precision import Apex, Precision, amp_dtype, has_bfloat16
 from utils import check_compile
 
@@ -285,10 +285,10 @@ def test_failing_compilation_is_reported(monkeypatch):
 # Synchronised batch normalisation
 
 def test_synchronised_batch_norm_of_one_process_is_that_of_pytorch(monkeypatch):
-    monkeypatch.setattr(distributed.dist, 'all_reduce', lambda x, group: None)
+    monkeypatch.setattr(torch.distributed, 'all_reduce', lambda x, group: None)
     x = (5 + torch.randn(4, 3, 6, 6)).requires_grad_()
     results = []
-    for m in (nn.BatchNorm2d(3), distributed.SyncBatchNorm(3)):
+    for m in (nn.BatchNorm2d(3), SyncBatchNorm(3)):
         nn.init.constant_(m.weight, 1.3)
         x.grad = None
         y = m(x)

@@ -395,6 +395,7 @@ def test_wrong_weights(weights, reason, hub, call):
     ('kth', {'dataset': 'smmnist'}, 'has dataset smmnist, expected kth'),
     ('kth', {'skipco': False}, 'has skipco False, expected True'),
     ('kth', {'n_euler_steps': 1}, 'has n_euler_steps 1, expected 2'),
+    ('smmnist', {'dynamics': 'mlp'}, 'has dynamics mlp, expected residual'),
     ('human', {'subsampling': 4}, 'has subsampling 4, expected 8'),
     ('kth', {'ny': 'many'}, "ny: expected a whole number of at least 1 and at most 10000, found "
                             "'many'")])

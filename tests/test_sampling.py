@@ -73,13 +73,15 @@ def test_one_sample_is_kept_once(model, device):
     assert frames.keys() == {'cond_rec', 'random_1'}
     assert torch.equal(frames['random_1'], quantise(futures[0]))
     torch.testing.assert_close(scores['psnr'], psnr(futures[0], x[3:]).mean((0, 2)))
+    torch.testing.assert_close(scores['psnr_t'], psnr(futures[0], x[3:]).mean(2).T)
 
 
 def test_lower_is_better_for_distances():
     best = Best(higher=False)
-    best.update(torch.tensor([1., 2.]), torch.tensor([[10, 20]]))
-    best.update(torch.tensor([3., 1.]), torch.tensor([[30, 40]]))
-    assert best.score.tolist() == [1, 1] and best.kept.tolist() == [[10, 40]]
+    best.update(torch.tensor([1., 2.]), torch.tensor([[10, 20]]), torch.tensor([[1, 2]]))
+    best.update(torch.tensor([3., 1.]), torch.tensor([[30, 40]]), torch.tensor([[3, 4]]))
+    assert best.score.tolist() == [1, 1]
+    assert [kept.tolist() for kept in best.kept] == [[[10, 40]], [[1, 4]]]
 
 
 def test_validation_selects_over_the_clip_and_scores_the_prediction(model, device):

@@ -11,7 +11,7 @@ from conftest import ROOT
 # From low to high: a module imports only from lower floors and from its own package
 FLOORS = [
     {'files', 'published'},
-    {'logs', 'parsing', 'results', 'utils'},
+    {'download', 'logs', 'parsing', 'results', 'utils'},
     {'args', 'data', 'module'},
     {'model'},
     {'checkpoint'},
@@ -35,8 +35,8 @@ SOURCES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(PATH
 TREES = {name: ast.parse(text, name) for name, text in SOURCES.items()}
 TESTS = {f'tests/{path.name}': path.read_text() for path in sorted((ROOT / 'tests').glob('*.py'))}
 
-WITHOUT_TORCH = ['files', 'parsing', 'args', 'train', 'test', 'compare', 'damage', 'visualize',
-                 'export', 'pretrained', *(
+WITHOUT_TORCH = ['files', 'download', 'parsing', 'args', 'train', 'test', 'compare', 'damage',
+                 'visualize', 'export', 'pretrained', *(
     name.removesuffix('.py').removesuffix('/__init__').replace('/', '.') for name in SOURCES
     if name.startswith(('data/', 'preprocessing/')) and name != 'data/stream.py')]
 

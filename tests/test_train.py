@@ -615,6 +615,18 @@ def test_run_from_weights_resumes_without_them(unbroken, tmp_path):
     assert rows(whole)[0]['loss'] != rows(unbroken)[0]['loss']
 
 
+def test_run_of_before_there_was_a_choice_of_dynamics_resumes(unbroken, cut_run, tmp_path):
+    folder = shutil.copytree(cut_run, tmp_path / 'run')
+    config, state = json.loads((folder / 'config.json').read_text()), load(folder / 'state.pt')
+    assert config.pop('dynamics') == state['config'].pop('dynamics') == 'residual'
+    (folder / 'config.json').write_text(json.dumps(config))
+    torch.save(state, folder / 'state.pt')
+    with pytest.raises(UserError, match='the run was started with dynamics residual, found mlp'):
+        resume(folder, '--dynamics', 'mlp')
+    assert resume(folder, '--dynamics', 'residual') == 0
+    assert_same_end(folder, unbroken)
+
+
 def test_weights_that_do_not_fit_are_refused_before_files(unbroken, tmp_path):
     for argv, message in (
             ([unbroken / 'model.pt', '--ny', '5'],

@@ -23,26 +23,43 @@ class Embedding:
         As returned by `weights.load_state`.
     device : torch.device
         From `utils.get_device`, which sets full float32.
+    identity : {'published', 'other', 'unknown'}
+        Whether these are the weights of published distances.
     """
 
-    def __init__(self, state, device='cpu'):
-        self.device = torch.device(device)
+    def __init__(self, state, device='cpu', identity='unknown'):
+        self.device, self.identity = torch.device(device), identity
         self.sha256 = weights.sha256(state)
         self._i3d = I3D(state).to(self.device)
 
+    @property
+    def comparable(self):
+        """Whether published distances can be compared with those of this embedding."""
+        return self.identity == 'published'
+
+    @property
+    def note(self):
+        """What a reader of distances that are not comparable must know, or else None."""
+        return weights.NOTES[self.identity]
+
     @torch.inference_mode()
     def __call__(self, videos):
-        """Features, float64 (N, 400), of videos, uint8 array (N, T, H, W, C), C 1 or 3."""
+        """Features, float64 (N, 400), of videos, uint8 array (N, T, H, W, C), C 1 or 3.
+
+        Also of float32 (N, T, 224, 224, C), which the network gets as they are.
+        """
+        def features(batch):
+            x = batch.to(self.device)
+            return self._i3d(preprocess(x) if x.dtype == torch.uint8 else x)
         batches = torch.from_numpy(videos).split(BATCH_SIZE)
-        logits = [self._i3d(preprocess(batch.to(self.device))) for batch in batches]
-        return torch.cat(logits).double().cpu().numpy()
+        return torch.cat([features(batch) for batch in batches]).double().cpu().numpy()
 
     def close(self):
         pass
 
 
-def build_embedding(path=None, backend='torch', device='cpu'):
-    """Embedding with the weights at `path`, by default those in the cache.
+def build_embedding(path=None, backend='torch', device='cpu', other=False):
+    """Embedding with the weights at `path`, by default those in the cache or downloaded.
 
     Parameters
     ----------
@@ -50,16 +67,27 @@ def build_embedding(path=None, backend='torch', device='cpu'):
     backend : {'torch', 'tfhub'}
     device : torch.device
         Of the backend 'torch'; TensorFlow runs on the CPU.
+    other : bool
+        Whether weights are accepted that are known not to be those of published distances.
 
     Returns
     -------
     Embedding or TFHub
         To be closed after use.
     """
+    if other and path is None:
+        raise UserError('--i3d_other needs --i3d_path, the file of other weights')
     path = weights.find(path, backend)
     if backend == 'tfhub':
         return tfhub.TFHub(path)
-    return Embedding(weights.load_state(path), device)
+    state, identity = weights.load_state(path, other)
+    return Embedding(state, device, identity)
+
+
+def facts(embed, backend):
+    """What distances depend on, for the protocol that is saved with them."""
+    return {'embedding': EMBEDDING, 'backend': backend, 'weights_sha256': embed.sha256,
+            'weights': embed.identity, 'note': embed.note}
 
 
 def check_sizes(n_videos, n_frames, what='the set'):

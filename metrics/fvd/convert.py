@@ -13,10 +13,11 @@ def main(argv=None):
                     'it.', prog='python -m metrics.fvd.convert')
     parser.add_argument('module', nargs='?', metavar='MODULE',
                         help=f'its folder or archive, from {weights.URL}; '
-                             'default: searched in the cache')
+                             'default: searched for in the cache, or downloaded')
     module = weights.find(parser.parse_args(argv).module, 'tfhub', 'MODULE')
     path = weights.convert(module, 'MODULE')
-    print(f'{path}: SHA-256 of the weights {weights.sha256(weights.load_state(path))}')
+    state, _ = weights.load_state(path)
+    print(f'{path}: SHA-256 of the weights {weights.sha256(state)}')
 
 
 if __name__ == '__main__':

@@ -6,11 +6,14 @@ script of that process, which imports no PyTorch; the process that starts it imp
 
 import contextlib
 import hashlib
+import importlib.util
 import os
+import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
+import types
 import zlib
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -24,6 +27,7 @@ from files import UserError, run_script, sha256, write_npz
 
 VARIABLES = 'variables/variables.index', 'variables/variables.data-00000-of-00001'
 FILES = 'saved_model.pb', 'tfhub_module.pb', *VARIABLES
+TIMEOUT = 10  # seconds without data after which a download by tensorflow_hub ends
 
 
 def is_module(path):
@@ -80,7 +84,8 @@ def unpack(tar, member, folder):
 def start(*arguments, **kwargs):
     """Start this script: a `subprocess.Popen`."""
     # TensorFlow would reserve a whole GPU next to PyTorch, and logs a lot
-    env = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'TF_CPP_MIN_LOG_LEVEL': '3'}
+    env = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'TF_CPP_MIN_LOG_LEVEL': '3',
+           'TFHUB_DOWNLOAD_PROGRESS': '1'}
     return subprocess.Popen([sys.executable, __file__, *map(str, arguments)], env=env, **kwargs)
 
 
@@ -103,6 +108,23 @@ def export(module, path):
             raise failure(module, code, log)
 
 
+def resolve(handle):
+    """Folder of a module by its address: in the cache of tensorflow_hub, which downloads it there.
+
+    Raises
+    ------
+    UserError
+        With the reason only.
+    """
+    with tempfile.TemporaryDirectory() as tmp, tempfile.TemporaryFile() as log:
+        target = Path(tmp, 'path')
+        code = start('resolve', handle, target, stdin=subprocess.DEVNULL, stdout=2,  # the progress
+                     stderr=log).wait()
+        if code:
+            raise failure(handle, code, log)
+        return Path(target.read_text())
+
+
 class TFHub:
     """Embedding by the TensorFlow module itself, with the interface of `Embedding`.
 
@@ -111,6 +133,7 @@ class TFHub:
     module : path
         Its folder or archive.
     """
+    identity, comparable, note = 'published', True, None  # see `Embedding`
 
     def __init__(self, module):
         self.path, self._log = Path(module), tempfile.TemporaryFile()
@@ -122,7 +145,7 @@ class TFHub:
         self.sha256 = self._receive()
 
     def __call__(self, videos):
-        """Features, float64 (N, 400), of videos, uint8 (N, T, H, W, C)."""
+        """Features, float64 (N, 400), of videos, as of `Embedding`."""
         with contextlib.suppress(BrokenPipeError):  # `_receive` says why
             self._pipe.send(videos)
         return self._receive().astype(np.float64)
@@ -149,6 +172,33 @@ def import_tensorflow():
         raise UserError('the TF-Hub module of I3D needs TensorFlow; '
                         'pip install tensorflow') from None
     return tensorflow
+
+
+def import_tensorflow_hub():
+    import_tensorflow()  # tensorflow_hub would print a paragraph
+    if importlib.util.find_spec('pkg_resources') is None:
+        # setuptools 82 dropped it; tensorflow_hub 0.16 imports this function of it
+        from packaging.version import parse
+        sys.modules['pkg_resources'] = types.SimpleNamespace(parse_version=parse)
+    try:
+        import tensorflow_hub
+    except ImportError as error:
+        raise UserError(f'tensorflow_hub cannot be imported ({error}); '
+                        'pip install tensorflow_hub') from None
+    return tensorflow_hub
+
+
+def write_path(handle, target):
+    """Write to `target` the path of the folder that tensorflow_hub finds, or downloads."""
+    hub = import_tensorflow_hub()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        path = hub.resolve(handle)
+    except Exception as error:  # of urllib, tarfile or TensorFlow
+        cause = getattr(error, 'reason', error)  # of an error of urllib
+        reason = getattr(cause, 'strerror', None) or str(error) or type(error).__name__
+        raise UserError(reason.splitlines()[0]) from None
+    Path(target).write_text(path)
 
 
 def check_files(folder):
@@ -179,13 +229,17 @@ def serve(tf, folder, fd):
 
 
 def compute_logits(tf, model, video):
-    """Logits float32 (1, 400) of a video, uint8 (T, H, W, 3)."""
-    frames = tf.compat.v1.image.resize_bilinear(video.astype(np.float32), (224, 224))
-    return model(rgb_input=(2. * frames / 255. - 1.)[None])['default'].numpy()
+    """Logits float32 (1, 400) of a video, uint8 (T, H, W, 3) or float32, taken as it is."""
+    if video.dtype == np.uint8:
+        frames = tf.compat.v1.image.resize_bilinear(video.astype(np.float32), (224, 224))
+        video = 2. * frames / 255. - 1.
+    return model(rgb_input=video[None])['default'].numpy()
 
 
 def main():
     verb, module, target = sys.argv[1:]
+    if verb == 'resolve':
+        return write_path(module, target)
     with unpacked(Path(module)) as folder:
         check_files(folder)
         tf = import_tensorflow()
