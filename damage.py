@@ -49,8 +49,8 @@ from preprocessing.convert import find_ffmpeg
 from results import lock_results, replacing_results
 
 FRAME_RATE, NETWORK_RATE = 25, 5  # of the videos: predicted frames, and iterations, per second
-RESULTS = ['prediction.mp4', 'network.mp4', 'damage.csv', 'damage.png', 'damage.npz',
-           'damage.json', 'network/[0-9][0-9][0-9][0-9][0-9].png']
+RESULTS = ['prediction.mp4', 'network.mp4', 'predictions.npz', 'damage.csv', 'damage.png',
+           'damage.npz', 'damage.json', 'network/[0-9][0-9][0-9][0-9][0-9].png']
 DAMAGE_OPTIONS = ['n_iterations', 'n_damages', 'mode', 'damage_low', 'damage_high', 'where',
                   'n_runs']  # what a file holds that --replay repeats
 
@@ -376,6 +376,7 @@ def main(argv=None):
             model, weights, to_video(torch.from_numpy(clip), device), names, draws,
             NetworkPicture(shapes), folder, args)
         write_videos(folder, clip[args.nt_cond:, 0], predictions, captions, args.nt_cond)
+        write_npz(folder / 'predictions.npz', truth=clip[:, 0], samples=np.stack(predictions))
         write_csv(folder / 'damage.csv', rows)
         draw_curves(folder / 'damage.png', rows)
         write_npz(folder / 'damage.npz', names=np.array(names), mode=args.mode, draws=draws)

@@ -15,6 +15,7 @@ from logs import read_log
 from metrics import METRICS
 from metrics.scoring import Scorer
 from model import build_model
+from pictures import report
 from results import PartialResults, check_results, lock_results
 from sampling import check_memory
 from utils import describe
@@ -103,6 +104,8 @@ def open_results(stack, task):
         except UserError as error:
             raise UserError(f'{error}; use another --out_dir, or --overwrite') from None
     check_results(out_dir, RESULTS, 'results.json', args.overwrite)
+    if args.report:
+        check_results(out_dir / 'report', report.RESULTS, 'report.json', args.overwrite)
     work = {**task.protocol, 'batch_size': args.batch_size, 'metrics': args.metrics,
             'first_video': first_video(task)}
     return PartialResults(out_dir / '.results.partial', work, args.overwrite)

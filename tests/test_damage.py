@@ -49,7 +49,7 @@ from sampling import Futures, draw_noise
 from utils import to_video
 
 RESULTS = {'prediction.mp4', 'network.mp4', 'network', 'damage.csv', 'damage.png', 'damage.npz',
-           'damage.json'}
+           'damage.json', 'predictions.npz'}
 
 
 def options(xp_dir, data_dir, out_dir, *more):

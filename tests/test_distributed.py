@@ -340,7 +340,7 @@ def contents(folder):
 def test_evaluation_is_shared(run_dir, data_dir, tmp_path):
     argv = ['--xp_dir', run_dir, '--data_dir', data_dir, '--nt_gen', '8', '--n_samples', '3',
             '--n_videos', '10', '--batch_size', '3', '--metrics', 'psnr', 'ssim',
-            '--n_pictures', '1', '--out_dir']
+            '--n_pictures', '1', '--no-report', '--out_dir']
     job = Script('test.py', *argv, tmp_path / 'one')
     assert job.communicate() and job.returncode == 0
     out, _ = run_together(3, *argv, tmp_path / 'three', script='test.py')
@@ -373,7 +373,8 @@ def test_evaluation_of_another_protocol_stops_all_processes(run_dir, data_dir, t
 
 def test_interrupted_evaluation_continues_with_more_processes(run_dir, data_dir, tmp_path):
     argv = ['--xp_dir', run_dir, '--data_dir', data_dir, '--nt_gen', '8', '--n_samples', '3',
-            '--n_videos', '10', '--batch_size', '2', '--metrics', 'psnr', '--out_dir']
+            '--n_videos', '10', '--batch_size', '2', '--metrics', 'psnr', '--no-report',
+            '--out_dir']
     one, several = tmp_path / 'one', tmp_path / 'several'
     patched = tmp_path / 'patched.py'
     patched.write_text(PATCH)
