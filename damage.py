@@ -314,7 +314,7 @@ def write_videos(folder, truth, predictions, captions):
         bar = progress_bar(predictions, 'prediction.mp4', unit='iteration')
         for predicted, text in zip(bar, captions):
             for panels in zip(truth, predictions[0], predicted):
-                yield np.asarray(stacked([table([panels], headings, scale=4)], text))
+                yield np.asarray(stacked([table([panels], headings, side=256)], text))
     write_mp4(folder / 'prediction.mp4', shown(), FRAME_RATE)
     paths = progress_bar(sorted(folder.glob('network/*.png')), 'network.mp4', unit='iteration')
     write_mp4(folder / 'network.mp4', map(video_frame, paths), NETWORK_RATE)

@@ -75,7 +75,7 @@ class Chunk:
         self.size = 128 if size is None else max(1, size)
 
     def decode(self, decode, y):
-        """Frames (T, B, nc, 64, 64) of states y (T, B, ny), by the function `decode`."""
+        """Frames (T, B, nc, H, W) of states y (T, B, ny), by the function `decode`."""
         while True:
             rows = min(len(y), max(1, self.size // y.shape[1]))
             try:

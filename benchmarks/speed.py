@@ -59,8 +59,8 @@ def synchronize():
 
 
 def get_config(preset, *options):
-    return parse_train(['--preset', preset, '--data_dir', '-', '--save_path', '-', '--seed', '1',
-                        *options])
+    return parse_train(['--preset', preset, '--nx', '64', '--data_dir', '-', '--save_path', '-',
+                        '--seed', '1', *options])
 
 
 def contiguous(module):
@@ -74,7 +74,7 @@ def training(preset, variant):
     """Function that takes a training step and returns its loss."""
     options = ['--torch_amp'] if variant in ('half', 'compiled') else []
     config = get_config(preset, '--batch_size', str(SIZES.batch[preset]), *options)
-    size = (config.seq_len, config.batch_size, 64, 64, config.nc)
+    size = (config.seq_len, config.batch_size, config.nx, config.nx, config.nc)
     batch = torch.randint(256, size, dtype=torch.uint8)
     if ON_GPU:
         batch = batch.pin_memory()  # as from the loader

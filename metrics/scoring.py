@@ -163,7 +163,7 @@ class Scorer:
         names = ['dataset']
         if self.config.dataset == 'smmnist':
             names += ['digits', 'ndigits', 'max_speed', 'deterministic']
-        return {**{name: getattr(self.config, name) for name in names},
+        return {**{name: getattr(self.config, name) for name in names}, 'size': self.config.nx,
                 'test_set': self.testset.path.name, 'clips': self.n_videos,
                 'conditioning_frames': self.args.nt_cond,
                 'predicted_frames': self.args.nt_gen - self.args.nt_cond, 'samples': n_samples,
