@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 import published
+from data import find_size
 from files import UserError, read_json
 from parsing import (
     Parser,
@@ -243,8 +244,8 @@ def parse_train(argv=None):
         config = parser.parse_args(argv)
     if config.seq_len_test is None:
         config.seq_len_test = config.seq_len
-    if config.dataset in ('smmnist', 'bair'):  # one is drawn at any size, the other has only one
-        config.nx = config.nx or NX
+    if config.nx is None:
+        config.nx = find_size(config.dataset, config.data_dir, SIZES)
     check_train(config)
     return config
 
@@ -319,7 +320,7 @@ def preset_config(preset):
 def check_frames(config, where='--'):
     """Check `nx` and `nc` against architecture and dataset; `where` precedes option names."""
     sizes = [NX] if config.dataset == 'bair' else SIZES
-    if config.nx not in (*sizes, None):  # None: read from the converted videos later
+    if config.nx not in sizes:
         possible = ' or '.join(map(str, sizes))
         raise UserError(f'{where}nx {config.nx}: frames of {config.dataset} are {possible} pixels '
                         f'wide and high; use {possible}')

@@ -116,7 +116,8 @@ def get_rows(args, every, paper):
 
 def caption(protocol, paper):
     """What was compared, in words."""
-    text = (f'{protocol["dataset"]}: {protocol["clips"]:,} videos, '
+    size = (EARLIER | protocol)['size']
+    text = (f'{protocol["dataset"]}: {protocol["clips"]:,} videos of {size} x {size}, '
             f'{protocol["conditioning_frames"]} conditioning and {protocol["predicted_frames"]} '
             'predicted frames; mean and 95% interval over videos of the best sample of each')
     if 'fvd' in protocol:

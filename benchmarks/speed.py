@@ -59,8 +59,8 @@ def synchronize():
 
 
 def get_config(preset, *options):
-    return parse_train(['--preset', preset, '--nx', '64', '--data_dir', '-', '--save_path', '-',
-                        '--seed', '1', *options])
+    return parse_train(['--preset', preset, '--data_dir', '-', '--save_path', '-', '--seed', '1',
+                        *options])
 
 
 def contiguous(module):

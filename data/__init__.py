@@ -17,11 +17,13 @@ CONVERTED = {'kth': 'processed_{nx}', 'human': '', 'bair': 'processed_data', 'fo
 
 
 def find_size(dataset, data_dir, sizes):
-    """Width and height of the converted videos of a dataset, 64 if there are none.
+    """Width and height of the converted videos of a dataset.
+
+    It is 64 if there are none, for BAIR, which has no other size, and for Moving MNIST.
 
     Parameters
     ----------
-    dataset : {'kth', 'human', 'folder'}
+    dataset : str
     data_dir : path, or None
     sizes : list of int
         What models can have; a UserError if videos have other sizes only, or several of these.
@@ -41,6 +43,8 @@ def find_size(dataset, data_dir, sizes):
 
 def converted_sizes(dataset, data_dir):
     """Paths that show which sizes the converted training videos of a dataset have: dict by size."""
+    if dataset in ('smmnist', 'bair'):
+        return {}
     if dataset == 'kth':
         return {int(m[1]): path for path in data_dir.glob('processed_*')
                 if (m := re.fullmatch(r'processed_(\d+)', path.name))}

@@ -151,6 +151,7 @@ class Scorer:
         """Print what is about to be computed."""
         args = self.args
         print(f'{what}: {count(self.n_videos, "video")} of {self.config.dataset}, '
+              f'{self.config.nx} x {self.config.nx}, '
               f'{count(args.nt_cond, "conditioning frame")}, '
               f'{count(args.nt_gen - args.nt_cond, "predicted frame")}{details}\n'
               f'test set: {self.testset.path}', flush=True)

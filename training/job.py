@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from args import SIZES, config_dict, parse_train
+from args import config_dict, parse_train
 from checkpoint import load_model
-from data import find_size, load_train
+from data import load_train
 from data.stream import BatchStream
 from distributed import PER_PROCESS_OPTIONS, join
 from files import UserError, WriteError, exclusive, make_folder, write_json
@@ -56,7 +56,6 @@ def prepare(argv, seed, world, stack):
         What must be the same in all processes.
     """
     config = parse_train(argv)
-    config.nx = config.nx or find_size(config.dataset, config.data_dir, SIZES)
     check_batch(config, world)
     if config.seed is None:
         config.seed = seed
