@@ -77,12 +77,13 @@ def read_results(folder):
 
 def check_protocols(args, protocols):
     """Raise a UserError unless scores were computed in the same way."""
-    first, *others = map(facts, protocols)
-    for path, other in zip(args.results[1:], others):
-        for key in sorted(first.keys() & other.keys()):
-            if other[key] != first[key]:
-                raise UserError(f'{path} has {key} {other[key]}, {args.results[0]} has '
-                                f'{first[key]}: their scores cannot be compared')
+    known = {}  # value and path by name
+    for path, protocol in zip(args.results, protocols):
+        for key, value in facts(protocol).items():
+            before, where = known.setdefault(key, (value, path))
+            if value != before:
+                raise UserError(f'{path} has {key} {value}, {where} has {before}: '
+                                'their scores cannot be compared')
     # A method with a single future is scored by that
     several = {p['samples'] for p in protocols} - {1}
     if len(several) > 1:
@@ -157,9 +158,10 @@ def main(argv=None):
     every = [read_results(folder) for folder in args.results]
     protocols = [protocol for _, protocol, _ in every]
     check_protocols(args, protocols)
-    paper = published.find_scores(protocols[0])
+    protocol = next((p for p in protocols if 'fvd' in p), protocols[0])
+    paper = published.find_scores(protocol)
     out = make_folder(args.out, '--out')
-    rows, text = get_rows(args, every, paper), caption(protocols[0], paper)
+    rows, text = get_rows(args, every, paper), caption(protocol, paper)
     from pictures import charts
     with lock_results(out), replacing_results(out, RESULTS, 'compare.json') as folder:
         methods = {name: arrays for name, (_, _, arrays) in zip(args.names, every)}
@@ -167,9 +169,8 @@ def main(argv=None):
         if paper is not None:
             dashed[f'{PAPER}, mean'] = {m: float(score.split()[0])
                                         for m, score in paper.scores.items()}
-        charts.score_curves(folder / 'curves.png', methods, protocols[0]['conditioning_frames'],
-                            dashed)
-        write_csv(folder / 'table.csv', [{**row} for row in rows])
+        charts.score_curves(folder / 'curves.png', methods, protocol['conditioning_frames'], dashed)
+        write_csv(folder / 'table.csv', rows)
         for name, content in (('table.md', markdown(rows, text)), ('table.tex', latex(rows, text))):
             with replacing(folder / name) as tmp:
                 tmp.write_text(content)

@@ -49,8 +49,8 @@ from preprocessing.convert import find_ffmpeg
 from results import lock_results, replacing_results
 
 FRAME_RATE, NETWORK_RATE = 25, 5  # of the videos: predicted frames, and iterations, per second
-RESULTS = ['prediction.mp4', 'network.mp4', 'damage.csv', 'damage.png', 'damage.npz',
-           'damage.json', 'network/[0-9][0-9][0-9][0-9][0-9].png']
+RESULTS = ['prediction.mp4', 'network.mp4', 'predictions.npz', 'damage.csv', 'damage.png',
+           'damage.npz', 'damage.json', 'network/[0-9][0-9][0-9][0-9][0-9].png']
 DAMAGE_OPTIONS = ['n_iterations', 'n_damages', 'mode', 'damage_low', 'damage_high', 'where',
                   'n_runs']  # what a file holds that --replay repeats
 
@@ -299,7 +299,7 @@ def run_all(model, weights, x, names, draws, network, folder, args):
 
 # Results
 
-def write_videos(folder, truth, predictions, captions):
+def write_videos(folder, truth, predictions, captions, nt_cond):
     """Write the videos of the predictions and of the pictures of the network, by iteration.
 
     Parameters
@@ -307,14 +307,17 @@ def write_videos(folder, truth, predictions, captions):
     truth : np.ndarray of uint8 (nt, H, W, C)
     predictions, captions : list
         See `run_all`.
+    nt_cond : int
+        Time t of the first predicted frame.
     """
     headings = list(map(Heading, ('truth', 'intact', 'damaged')))
 
     def shown():
         bar = progress_bar(predictions, 'prediction.mp4', unit='iteration')
         for predicted, text in zip(bar, captions):
-            for panels in zip(truth, predictions[0], predicted):
-                yield np.asarray(stacked([table([panels], headings, side=256)], text))
+            for t, panels in enumerate(zip(truth, predictions[0], predicted), nt_cond):
+                panel = table([panels], headings, side=256)
+                yield np.asarray(stacked([panel], f't = {t}, {text}'))
     write_mp4(folder / 'prediction.mp4', shown(), FRAME_RATE)
     paths = progress_bar(sorted(folder.glob('network/*.png')), 'network.mp4', unit='iteration')
     write_mp4(folder / 'network.mp4', map(video_frame, paths), NETWORK_RATE)
@@ -372,7 +375,8 @@ def main(argv=None):
         rows, predictions, captions = run_all(
             model, weights, to_video(torch.from_numpy(clip), device), names, draws,
             NetworkPicture(shapes), folder, args)
-        write_videos(folder, clip[args.nt_cond:, 0], predictions, captions)
+        write_videos(folder, clip[args.nt_cond:, 0], predictions, captions, args.nt_cond)
+        write_npz(folder / 'predictions.npz', truth=clip[:, 0], samples=np.stack(predictions))
         write_csv(folder / 'damage.csv', rows)
         draw_curves(folder / 'damage.png', rows)
         write_npz(folder / 'damage.npz', names=np.array(names), mode=args.mode, draws=draws)

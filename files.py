@@ -305,25 +305,46 @@ def check_archive(path):
 
 
 def read_npz(path, prefix=''):
-    """Arrays of an `.npz` by name, read-only, of those whose names start with `prefix`.
+    """Arrays of an `.npz` by name, of those whose names start with `prefix`.
 
     Unlike those of `np.load`, they match checksums.
     """
-    with zipfile.ZipFile(path) as archive:  # `read` verifies the checksum
-        return {name.removesuffix('.npy'): parse_npy(archive.read(name))
-                for name in archive.namelist() if name.endswith('.npy') and name.startswith(prefix)}
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.startswith(prefix) and name.endswith('.npy'):
+                with archive.open(name) as f:
+                    arrays[name.removesuffix('.npy')] = read_npy(f)
+    return arrays
 
 
-def parse_npy(data):
-    """Array of the content of an `.npy` file, without a copy."""
-    f = io.BytesIO(data)
-    version = np.lib.format.read_magic(f)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(f)
-    else:
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(f)
-    array = np.frombuffer(data, dtype, math.prod(shape), f.tell())
-    return array.reshape(shape, order='F' if fortran else 'C')
+def npz_header(path, name):
+    """Shape and dtype of an array of an `.npz`, which is not read."""
+    with zipfile.ZipFile(path) as archive, archive.open(f'{name}.npy') as f:
+        shape, _, dtype = npy_header(f)
+        return shape, dtype
+
+
+def npy_header(f):
+    """Shape, order (whether it is that of Fortran) and dtype from the begin of an `.npy` file."""
+    if np.lib.format.read_magic(f) == (1, 0):
+        return np.lib.format.read_array_header_1_0(f)
+    return np.lib.format.read_array_header_2_0(f)
+
+
+def read_npy(f):
+    """Array of an open `.npy` file, block by block; to its end, where an archive checks its sum."""
+    shape, fortran, dtype = npy_header(f)
+    if dtype.hasobject:
+        raise ValueError('it holds Python objects')
+    data = bytearray(math.prod(shape) * dtype.itemsize)
+    view, start = memoryview(data), 0
+    while block := f.read(1 << 20):
+        view[start:start + len(block)] = block
+        start += len(block)
+    if start < len(data):
+        raise ValueError('an array ends early')
+    return np.frombuffer(data, dtype).reshape(shape, order='F' if fortran else 'C')
 
 
 def read_json(path):

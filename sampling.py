@@ -1,9 +1,11 @@
 """Sampled futures of videos (section 4 of the paper), for validation and evaluation."""
 
+from typing import NamedTuple
+
 import torch
 
 from files import UserError, is_out_of_memory
-from metrics.frame import psnr
+from metrics.frame import SSIM, psnr
 from metrics.scoring import Best
 from model import Noise
 from module import FrozenDecoder
@@ -160,9 +162,17 @@ class Futures:
             yield from self._decode(y.flatten(0, 1)).unflatten(0, y.shape[:2]).unbind(1)
 
 
+class BestFutures(NamedTuple):
+    """Best sample of each of B videos, by PSNR over the whole clip."""
+    psnr: torch.Tensor    # (nt, B), of its predicted frames, in dB
+    ssim: torch.Tensor    # (nt, B)
+    frames: torch.Tensor  # (nt, B, C, H, W), in [0, 1]
+    random: list          # of the first samples, (nt, B, C, H, W) each
+
+
 @torch.no_grad()
-def validation_psnr(model, x, nt_cond, noise, chunk=None):
-    """PSNR of the predicted frames of the sample with the best PSNR over the whole clip.
+def best_futures(model, x, nt_cond, noise, chunk=None, n_random=0):
+    """Best samples of videos, for validation.
 
     Parameters
     ----------
@@ -174,15 +184,20 @@ def validation_psnr(model, x, nt_cond, noise, chunk=None):
         For T frames of (S, B) videos.
     chunk : Chunk
         Frames decoded at a time.
+    n_random : int
+        Number of samples to return as well; all samples if there are fewer.
 
     Returns
     -------
-    tensor (B,)
-        In dB.
+    BestFutures
     """
-    best = Best()
+    best, random, metric = Best(), [], SSIM()
     futures = Futures(model, x[:nt_cond], len(x) - nt_cond, noise, chunk=chunk)
     for s, future in enumerate(futures):
         frames = psnr(torch.cat([futures.given(s), future]), x).mean(2)  # (T, B), channel mean
-        best.update(frames.mean(0), frames)
-    return best.kept[0][nt_cond:].mean(0)
+        best.update(frames.mean(0), frames, future)
+        if s < n_random:
+            random.append(future.clone())
+    frames, future = best.kept
+    return BestFutures(frames[nt_cond:], metric(future, metric.prepare(x[nt_cond:])), future,
+                       random)

@@ -94,6 +94,9 @@ def add_output_options(g):
                         'discard an interrupted evaluation of another one')
     g.add_argument('--n_pictures', type=nonnegative_int, default=5,
                    help='videos drawn as a strip (PNG) and an animation (GIF)')
+    flag(g, '--report', default=None,
+         help='make a page of the results, report/index.html, as report.py does; default: unless '
+              '--n_pictures is 0')
 
 
 def resolve(argv=None):
@@ -112,6 +115,8 @@ def resolve(argv=None):
     if args.fvd_samples > args.n_samples:
         raise UserError(f'--fvd_samples {args.fvd_samples} is more than --n_samples '
                         f'{args.n_samples}; use at most that many')
+    if args.report is None:
+        args.report = args.n_pictures > 0
     folder = f'baseline_{args.baseline}' if args.baseline else ''
     args.out_dir = Path(args.out_dir or Path(args.xp_dir) / folder)
     return args, config

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from args import add_model_options, fill_from_config, load_config
 from data import load_test
-from files import UserError, make_folder, run_script
+from files import UserError, count, make_folder, run_script
+from logs import read_log
 from parsing import (
     Parser,
     add_device_option,
@@ -73,7 +74,19 @@ def visualize_parser():
         add_future_options(subparser, what)
         add_drawing_options(subparser, what)
         add_device_option(subparser)
+    add_training_parser(verbs)
     return parser
+
+
+def add_training_parser(verbs):
+    text = 'curves of training runs: loss and its terms, validation scores'
+    p = verbs.add_parser('training', help=text, description=text[0].upper() + text[1:] + '.')
+    p.add_argument('--xp_dir', required=True, nargs='+', metavar='RUN',
+                   help='folders of runs of train.py, also while they go on')
+    p.add_argument('--names', nargs='+', metavar='NAME',
+                   help='of the runs in the picture; default: their folders')
+    p.add_argument('--out', metavar='FILE',
+                   help='.png file to write; default: visualize/training.png in the first RUN')
 
 
 def add_video_options(p, what):
@@ -144,6 +157,9 @@ def parse_visualize(argv=None):
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         reject_unknown(parser, args.what, unknown)
+    if args.what == 'training':
+        check_training(args)
+        return args
     visual = VISUALS[args.what]
     check_index(args, visual)
     args.out = [Path(path) for path in args.out or (
@@ -171,6 +187,18 @@ def reject_unknown(parser, what, unknown):
     parsers[what].error(f'unrecognized arguments: {" ".join(unknown)}')
 
 
+def check_training(args):
+    """Check the options of `training`; `out` becomes a Path, `names` a list."""
+    args.names, n = args.names or args.xp_dir, len(args.xp_dir)
+    if len(args.names) != n:
+        raise UserError(f'--names: found {len(args.names)} for {count(n, "run")} (--xp_dir); '
+                        'give one for each')
+    if len(set(args.names)) < n:
+        raise UserError(f'--names: {" ".join(args.names)} has duplicates; use different ones')
+    args.out = Path(args.out or Path(args.xp_dir[0], 'visualize', 'training.png'))
+    check_file(args.out, 'training', ['.png'])
+
+
 def check_index(args, visual):
     """Check `--index` against the number of videos that a WHAT takes."""
     index = getattr(args, 'index', None)
@@ -184,16 +212,8 @@ def check_index(args, visual):
 
 
 def check_out(path, args):
-    """Check a file to write: extension, name, and that it replaces none of the input."""
-    formats = VISUALS[args.what].formats
-    if path.suffix.lower() not in formats:
-        raise UserError(f'--out {path}: {args.what} is written as {" or ".join(formats)}; '
-                        'use one of these extensions')
-    n_bytes = len(os.fsencode(path.name))
-    if n_bytes > 230:  # file systems allow 255, of which the temporary file needs some
-        raise UserError(f'--out: the name of {path} has {n_bytes} bytes; use at most 230')
-    if os.path.isdir(path):
-        raise UserError(f'--out: {path} is a folder; use another file')
+    """Check a file to write, and that it replaces none of the input."""
+    check_file(path, args.what, VISUALS[args.what].formats)
     option = 'video' if args.what == 'predict' else 'data_dir'
     source, own, real = map(os.path.realpath, (
         getattr(args, option), Path(args.xp_dir, 'visualize'), path))
@@ -203,12 +223,26 @@ def check_out(path, args):
                         f'{getattr(args, option)}; use another file')
 
 
+def check_file(path, what, formats):
+    """Check the name of a file to write."""
+    if path.suffix.lower() not in formats:
+        raise UserError(f'--out {path}: {what} is written as {" or ".join(formats)}; '
+                        'use one of these extensions')
+    n_bytes = len(os.fsencode(path.name))
+    if n_bytes > 230:  # file systems allow 255, of which the temporary file needs some
+        raise UserError(f'--out: the name of {path} has {n_bytes} bytes; use at most 230')
+    if os.path.isdir(path):
+        raise UserError(f'--out: {path} is a folder; use another file')
+
+
 def resolve(argv=None):
     """Options and configuration of the model, checked.
 
-    Missing options are taken from the configuration.
+    Missing options are taken from the configuration, which is None for `training`.
     """
     args = parse_visualize(argv)
+    if args.what == 'training':
+        return args, None
     config = load_config(args.xp_dir)
     if args.what == 'framerate' and config.dynamics != 'residual':
         raise UserError(f'framerate needs residual dynamics, but those of {args.xp_dir} are '
@@ -217,6 +251,7 @@ def resolve(argv=None):
     fill_from_config(args, config)
     if args.what == 'predict':
         args.index = [0]  # futures use the noise of the first test video
+        args.names = [os.path.basename(os.path.abspath(args.video))]
     if any(path.suffix.lower() == '.mp4' for path in args.out):
         find_ffmpeg()  # raises an error if it is missing
     return args, config
@@ -225,7 +260,10 @@ def resolve(argv=None):
 # Videos
 
 def get_videos(args, config):
-    """Videos to draw: uint8 (T, B, H, W, C). That of `--video` may lack its last frames."""
+    """Videos to draw, uint8 (T, B, H, W, C), named by `args.names`.
+
+    That of `--video` may lack its last frames.
+    """
     if args.what == 'predict':
         return get_own_video(args, config)
     testset = load_test(config, args.data_dir, args.nt_gen)
@@ -238,6 +276,7 @@ def get_videos(args, config):
         if i >= len(testset):
             raise UserError(f'--index {i}: the test set has {len(testset)} videos; '
                             f'use numbers from 0 to {len(testset) - 1}')
+    args.names = [testset.name(i) for i in args.index]
     return testset.videos(args.index)
 
 
@@ -253,12 +292,29 @@ def get_own_video(args, config):
     return video[:, None]
 
 
+def draw_training(args):
+    """Draw the curves of training runs."""
+    runs = {}
+    for name, folder in zip(args.names, args.xp_dir):
+        runs[name] = read_log(folder)
+        if not runs[name][0]:
+            raise UserError(f'{folder}/log.csv has no rows yet; wait for the first one')
+    from pictures.charts import training_curves
+    make_folder(args.out.parent, '--out: folder')
+    training_curves(args.out, runs)
+    print(f'training: {args.out}')
+
+
 def main(argv=None):
     args, config = resolve(argv)
+    if args.what == 'training':
+        draw_training(args)
+        return
     truth = get_videos(args, config)
 
     # Late, as they import PyTorch: --help and checks do without it
     from checkpoint import load_model
+    from pictures.frames import shortened
     from pictures.views import VIEWS
     from sampling import check_memory
     from utils import get_device
@@ -270,7 +326,8 @@ def main(argv=None):
         make_folder(path.parent, '--out: folder')
     for b, files in enumerate(args.files):
         part = slice(b, b + 1) if len(args.files) > 1 else slice(None)
-        drawing = VIEWS[args.what](model, truth[:, part], args.index[part], args)
+        names = list(map(shortened, args.names[part]))
+        drawing = VIEWS[args.what](model, truth[:, part], args.index[part], names, args)
         for path in files:
             drawing.write(path)
             print(f'{args.what}: {path}')

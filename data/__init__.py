@@ -63,7 +63,8 @@ def load_test(config, data_dir, nt):
 
     Returns
     -------
-    object with a length, `videos(indices)`, uint8 (nt, N, H, W, C), and `path`, its file or folder
+    object with a length, `videos(indices)`, uint8 (nt, N, H, W, C), `name(i)` of a video, and
+    `path`, its file or folder
     """
     return DATASETS[config.dataset].load_test(config, data_dir, nt)
 

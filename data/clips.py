@@ -1,5 +1,6 @@
 """Clips of videos on disk: random ones for training and validation, fixed ones for testing."""
 
+import functools
 import os
 import re
 import sys
@@ -123,6 +124,11 @@ class FirstFrames:
     def __len__(self):
         return len(self.clips)
 
+    def name(self, i):
+        """Path of a video below `path`, without its extension."""
+        name = self.clips[i].path.relative_to(self.path).as_posix()
+        return name.removesuffix('.npy').removesuffix('.npz')
+
     def videos(self, indices):
         """uint8 (nt, len(indices), H, W, nc)"""
         return np.stack([self.clips[i].clip(0, self.nt, self.step)[..., :self.nc]
@@ -130,17 +136,28 @@ class FirstFrames:
 
 
 class Sequences:
-    """Test set in memory: uint8 (T, N, H, W), from the file `path`."""
+    """Test set of n videos in one file, `path`, read when it is first needed.
 
-    def __init__(self, sequences, path):
-        self.sequences, self.path = sequences, path
+    Parameters
+    ----------
+    path : Path
+    n : int
+    read : function
+        Returns the videos, uint8 (T, n, H, W).
+    """
+
+    def __init__(self, path, n, read):
+        self.path, self.n, self.read = path, n, functools.cache(read)
 
     def __len__(self):
-        return self.sequences.shape[1]
+        return self.n
+
+    def name(self, i):
+        return f'video {i}'
 
     def videos(self, indices):
         """uint8 (T, len(indices), H, W, 1)"""
-        return self.sequences[:, indices, :, :, None]
+        return self.read()[:, indices, :, :, None]
 
 
 def shortest_set(folder, name, nt, command):

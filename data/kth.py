@@ -7,7 +7,7 @@ import numpy as np
 
 from data.clips import Sequences, convert_again, fold_clips, shortest_set
 from data.video import find_videos
-from files import UserError, read_npz, reading
+from files import UserError, npz_header, read_npz, reading
 
 CLASSES = ['boxing', 'handclapping', 'handwaving', 'jogging', 'running', 'walking']
 TRAIN_PERSONS, TEST_PERSONS = range(1, 21), range(21, 26)
@@ -48,11 +48,15 @@ def load_test(config, data_dir, nt):
                f'--seq_len {max(nt, 40)} --image_size {config.nx}')
     name = test_set_name('<frames>', config.nx)
     path, length = shortest_set(Path(data_dir), name, nt, command)
-    with reading(path, 'is not a test set of KTH', f'make it again with: {command}'):
-        sequences = read_npz(path)['sequences']  # (N, T, H, W)
-    is_video = sequences.dtype == np.uint8 and sequences.ndim == 4
-    if not is_video or not len(sequences) or sequences.shape[1] < nt \
-            or sequences.shape[2:] != (config.nx, config.nx):
+    complaint = 'is not a test set of KTH', f'make it again with: {command}'
+    with reading(path, *complaint):
+        shape, dtype = npz_header(path, 'sequences')  # (N, T, H, W)
+    if dtype != np.uint8 or len(shape) != 4 or not shape[0] or shape[1] < nt \
+            or shape[2:] != (config.nx, config.nx):
         raise UserError(f'{path}: sequences must be uint8 (N, {length}, {config.nx}, {config.nx}), '
-                        f'found {sequences.dtype} {sequences.shape}; make it again with: {command}')
-    return Sequences(sequences[:, :nt].swapaxes(0, 1), path)
+                        f'found {dtype} {shape}; make it again with: {command}')
+
+    def read():
+        with reading(path, *complaint):
+            return read_npz(path, 'sequences')['sequences'][:, :nt].swapaxes(0, 1)
+    return Sequences(path, shape[0], read)

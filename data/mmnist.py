@@ -8,7 +8,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from data.clips import Sequences, get_fold
 from data.digits import SIZE, load_digits
-from files import UserError, read_npz, reading
+from files import UserError, npz_header, read_npz, reading
 
 EPS = 1e-8  # tolerance of positions on the border
 
@@ -241,23 +241,26 @@ def load_test(config, data_dir, nt):
     if not path.exists():
         raise UserError(f'the test set {path} does not exist; make it with: {command}')
     command += ' --force'
-    with reading(path, 'is not a test set of Moving MNIST', f'make it again with: {command}'):
-        arrays = read_npz(path)
-        sequences = arrays['sequences']
-        fastest = int(abs(arrays['latents'][..., 2:]).max()) if 'latents' in arrays else 0
-    shape = sequences.shape
-    if sequences.dtype != np.uint8 or len(shape) != 4 or shape[2:] != (config.nx, config.nx) \
-            or not shape[1]:
+    complaint = 'is not a test set of Moving MNIST', f'make it again with: {command}'
+    with reading(path, *complaint):
+        shape, dtype = npz_header(path, 'sequences')
+        latents = read_npz(path, 'latents').get('latents')
+        fastest = 0 if latents is None else int(abs(latents[..., 2:]).max())
+    if dtype != np.uint8 or len(shape) != 4 or shape[2:] != (config.nx, config.nx) or not shape[1]:
         raise UserError(f'{path}: sequences must be uint8 (T, N, {config.nx}, {config.nx}), found '
-                        f'{sequences.dtype} {shape}; make it again with: {command}')
-    if len(sequences) < nt:
-        raise UserError(f'{path} has videos of {len(sequences)} frames, but --nt_gen {nt} was '
-                        'requested; use a smaller --nt_gen, or replace the set by a longer one, of '
-                        f'other videos: {command}')
+                        f'{dtype} {shape}; make it again with: {command}')
+    if shape[0] < nt:
+        raise UserError(f'{path} has videos of {shape[0]} frames, but --nt_gen {nt} was '
+                        'requested; use a smaller --nt_gen, or make longer videos, which are '
+                        f'others, in another --data_dir: {make_command(config, "OTHER", nt)}')
     if fastest > config.max_speed:
         print(f'note: {path} has digits of speed {fastest}, but the model was trained with '
               f'max_speed {config.max_speed}', file=sys.stderr)
-    return Sequences(sequences[:nt], path)
+
+    def read():
+        with reading(path, *complaint):
+            return read_npz(path, 'sequences')['sequences'][:nt]
+    return Sequences(path, shape[1], read)
 
 
 def make_command(config, data_dir, nt):

@@ -1,5 +1,7 @@
 """Results of an evaluation: scores, samples and pictures."""
 
+from pathlib import Path
+
 import numpy as np
 
 import metrics.fvd
@@ -7,7 +9,7 @@ from evaluation.task import ARRAYS, RESULTS, n_done
 from files import write_json, write_npz, write_npz_parts
 from metrics.scoring import concatenate
 from metrics.summary import finite, score_lines, summarise, summary
-from pictures import charts, frames
+from pictures import charts, frames, report
 from results import replacing_results
 
 
@@ -50,6 +52,11 @@ def write_results(task, partial):
           f'{", ".join(f"{name}.npz" for name in sorted(names))}')
     if drawn:
         print('pictures:', ', '.join(f'{args.out_dir}/pictures/{name}' for name in drawn))
+    if args.report:
+        name = args.baseline or Path(args.xp_dir).resolve().name
+        page = report.build([args.out_dir], args.out_dir / 'report', [name],
+                            overwrite=args.overwrite, testset=task.scorer.testset)
+        print(f'page: {page}')
 
 
 def write_samples(folder, task, partial):

@@ -1,7 +1,6 @@
 """What is evaluated: everything that is loaded, checked and announced before the work."""
 
 import argparse
-import csv
 import hashlib
 import sys
 from pathlib import Path
@@ -12,9 +11,11 @@ import torch
 import metrics.fvd
 from checkpoint import load_model
 from files import UserError, count, make_folder, read_json, sha256
+from logs import read_log
 from metrics import METRICS
 from metrics.scoring import Scorer
 from model import build_model
+from pictures import report
 from results import EARLIER, PartialResults, check_results, lock_results
 from sampling import check_memory
 from utils import describe
@@ -103,6 +104,8 @@ def open_results(stack, task):
         except UserError as error:
             raise UserError(f'{error}; use another --out_dir, or --overwrite') from None
     check_results(out_dir, RESULTS, 'results.json', args.overwrite)
+    if args.report:
+        check_results(out_dir / 'report', report.RESULTS, 'report.json', args.overwrite)
     work = {**task.protocol, 'batch_size': args.batch_size, 'metrics': args.metrics,
             'first_video': first_video(task)}
     return PartialResults(out_dir / '.results.partial', work, args.overwrite)
@@ -176,11 +179,14 @@ def announce_fvd(task):
 
 def note_better_checkpoint(args):
     """Print a note if the run has a checkpoint that was better in validation."""
-    log, best = (Path(args.xp_dir) / name for name in ('log.csv', 'model_best.pt'))
-    if args.baseline or args.model_name != 'model.pt' or not (log.exists() and best.exists()):
+    best = Path(args.xp_dir) / 'model_best.pt'
+    if args.baseline or args.model_name != 'model.pt' or not best.exists():
         return
-    scores = [row['val_psnr'] for row in csv.DictReader(log.read_text().splitlines())
-              if row.get('val_psnr')]
+    try:
+        _, validation = read_log(args.xp_dir)
+    except UserError:
+        return  # not a run of train.py
+    scores = [row['val_psnr'] for row in validation]
     if scores and max(map(float, scores)) > float(scores[-1]):
         print(f'note: model_best.pt was better in validation, {max(map(float, scores)):.2f} dB '
               f'against {float(scores[-1]):.2f} dB; --model_name model_best.pt evaluates it',

@@ -34,10 +34,10 @@ class Best:
         if self.score is None:
             self.score, self.kept = score.clone(), [part.clone() for part in kept]
             return
-        better = self.sign * score > self.sign * self.score
-        self.score = torch.where(better, score, self.score)
-        for ours, theirs in zip(self.kept, kept):
-            ours[:, better] = theirs[:, better]
+        better = (self.sign * score > self.sign * self.score).nonzero()[:, 0]
+        if len(better):
+            for ours, theirs in zip((self.score[None], *self.kept), (score[None], *kept)):
+                ours[:, better] = theirs[:, better]
 
 
 class FixedFutures:

@@ -1,13 +1,20 @@
 """Charts: paths of states in a plane, and curves. Matplotlib, slow to import, is imported late."""
 
+import math
+
 import numpy as np
 from PIL import Image
 
 from files import replacing
+from logs import TERMS
+
+DISTANT = 0.25  # size of the largest path, relative to all, below which each is drawn by itself
 
 
 def plane(y, times, share, size=800):
     """Draw paths of states along their first two principal components.
+
+    Paths that are small compared with their distances are also drawn one by one.
 
     Parameters
     ----------
@@ -30,27 +37,38 @@ def plane(y, times, share, size=800):
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.patheffects import withStroke
     palette = matplotlib.colormaps['tab10'].colors
     figure = Figure((size / 100, size / 100), dpi=100, layout='constrained')
-    axes = figure.add_subplot()
-    nt_cond, outline = times[1], [withStroke(linewidth=3, foreground='white')]
-    for path, colour in zip(y.swapaxes(0, 1), palette):
+    paths = list(zip(y.swapaxes(0, 1), palette))
+    panels = [paths]
+    if np.ptp(y, 0).max() < DISTANT * np.ptp(y, (0, 1)).max():
+        panels += [[path] for path in paths]
+    n = math.ceil(math.sqrt(len(panels)))
+    for i, shown in enumerate(panels, 1):
+        axes = figure.add_subplot(-(-len(panels) // n), n, i)
+        draw_paths(axes, shown, times[1], times if len(panels) == 1 or i > 1 else [])
+    figure.suptitle('States y_t: dots given, rings predicted, numbers are t')
+    figure.supxlabel(f'first principal component ({share[0]:.0%} of the variance)', fontsize=10)
+    figure.supylabel(f'second principal component ({share[1]:.0%})', fontsize=10)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
+    return picture, [tuple(round(255 * c) for c in colour) for colour in palette]
+
+
+def draw_paths(axes, paths, nt_cond, times):
+    """Draw pairs of a path (T, 2) and its colour, with labels at some times."""
+    from matplotlib.patheffects import withStroke
+    outline = [withStroke(linewidth=3, foreground='white')]
+    for path, colour in paths:
         axes.plot(*path.T, color=colour, lw=1.2, alpha=0.5)
         axes.plot(*path[:nt_cond].T, 'o', color=colour, ms=7)
         axes.plot(*path[nt_cond:].T, 'o', color=colour, ms=6, mfc='white')
         for t in times:
             axes.annotate(str(t), path[t], (5, 5), textcoords='offset points', color=colour,
                           size=12, weight='bold', zorder=5, path_effects=outline)
-    axes.set(xlabel=f'first principal component ({share[0]:.0%} of the variance)',
-             ylabel=f'second principal component ({share[1]:.0%})',
-             title='States y_t: dots given, rings predicted, numbers are t')
     axes.grid(alpha=0.3)
     axes.set_aspect('equal', 'datalim')
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
-    return picture, [tuple(round(255 * c) for c in colour) for colour in palette]
 
 
 def band(values, interval=False):
@@ -131,3 +149,68 @@ def score_curves(path, methods, nt_cond, dashed=None):
               for key, value in scores.items() if key.endswith('_t'))
     curves(path, 'frame t', np.arange(nt_cond, nt_cond + nt), panels,
            (nt_cond, 'first predicted frame'))
+
+
+# Training
+
+TITLES = {'loss': 'loss', 'nll': 'negative log-likelihood', 'kl_y_0': 'KL divergence of y_0',
+          'kl_z': 'KL divergence of z', 'res': 'norm of the residuals', 'lr': 'learning rate',
+          'val_psnr': 'validation: PSNR (dB)', 'val_ssim': 'validation: SSIM'}
+BEGIN = 0.05  # share of the steps that the scale of the loss and its terms does not depend on
+
+
+def training_curves(path, runs):
+    """Draw the logs of training runs.
+
+    Parameters
+    ----------
+    path : path
+        PNG file.
+    runs : dict of pairs of lists of dicts, by name
+        Rows of training and of validation (see `logs.read_log`).
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+    panels = {title: [column(rows, name) for rows in runs.values()]
+              for name, title in TITLES.items()}
+    panels['last validation: PSNR (dB) by frame t'] = [by_frame(rows[1]) for rows in runs.values()]
+    panels = {title: lines for title, lines in panels.items() if any(len(x) for x, _ in lines)}
+    figure = Figure(figsize=(15, 3.5 * -(-len(panels) // 3)), layout='constrained')
+    for i, (title, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(-(-len(panels) // 3), 3, i + 1, title=title)
+        for k, (name, (x, y)) in enumerate(zip(runs, lines)):
+            axes.plot(x, y, color=f'C{k}', lw=1, marker='.' if len(x) < 20 else '', label=name)
+        if title in [TITLES[term] for term in TERMS]:
+            axes.set_ylim(later_limits(lines))
+        if 'by frame' in title:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        else:
+            axes.set_xlabel('step')
+            axes.xaxis.set_major_formatter(EngFormatter(sep=''))
+        axes.grid(alpha=0.3)
+        if i == 0 and len(runs) > 1:
+            axes.legend(fontsize='small')
+    with replacing(path) as tmp:
+        figure.savefig(tmp, format='png', dpi=100)
+
+
+def column(rows, name):
+    """Steps and values of a column of the rows of training or of validation, where it is."""
+    found = [row for part in rows for row in part if row.get(name)]
+    return (np.array([int(row['step']) for row in found]),
+            np.array([float(row[name]) for row in found]))
+
+
+def by_frame(validation):
+    """Times and PSNR of predicted frames, of the last of the rows of validation."""
+    found = {int(name[5:]): float(value) for name, value in (validation or [{}])[-1].items()
+             if name.startswith('psnr_') and value}
+    return np.array(list(found)), np.array(list(found.values()))
+
+
+def later_limits(lines):
+    """Limits of an axis: almost all values of curves (x, y), but for the first steps."""
+    first = BEGIN * max(x[-1] for x, _ in lines if len(x))
+    low, high = np.percentile(np.concatenate([y[x >= first] for x, y in lines]), [1, 99])
+    margin = 0.1 * (high - low) or 1
+    return low - margin, high + margin

@@ -76,6 +76,11 @@ def table(cells, headings, names=(), border=None, side=SIDE):
     return canvas
 
 
+def shortened(name, most=24):
+    """A name for a label: its middle is left out if it has more than `most` characters."""
+    return name if len(name) <= most else f'{name[:most // 2 - 1]}…{name[-most // 2:]}'
+
+
 def _font(columns=0):
     """Font for a table of so many columns: larger in a wider one, which is viewed smaller.
 
@@ -129,6 +134,13 @@ def moment(t, nt_cond, past=''):
     return PREDICTED, f't = {t}{past} (predicted)'
 
 
+def filled(videos):
+    """Videos by name, of equal length: shorter ones begin with the frames of the first video."""
+    first = next(iter(videos.values()))
+    return {name: np.concatenate([first[:len(first) - len(video)], video])
+            for name, video in videos.items()}
+
+
 def spaced(nt_cond, T, most=COLUMNS):
     """At most `most` of T times, evenly spaced, among them the first predicted frame's."""
     spacing = -(-T // most)
@@ -137,10 +149,10 @@ def spaced(nt_cond, T, most=COLUMNS):
 
 # Files
 
-def write_picture(path, picture):
+def write_picture(path, picture, **options):
     """Write a Pillow image as PNG."""
     with replacing(path) as tmp:
-        picture.save(tmp, 'PNG')
+        picture.save(tmp, 'PNG', **options)
 
 
 def strip(path, rows, nt_cond):
@@ -151,13 +163,12 @@ def strip(path, rows, nt_cond):
     path : path
         PNG file.
     rows : dict of uint8 (T, H, W, C) by name
-        Shorter ones lack the first frames.
+        Predictions may be shorter (see `filled`).
     nt_cond : int
     """
-    T = max(map(len, rows.values()))
-    times = spaced(nt_cond, T)
-    cells = [[video[t - T] if t >= T - len(video) else None for t in times]
-             for video in rows.values()]
+    rows = filled(rows)
+    times = spaced(nt_cond, len(next(iter(rows.values()))))
+    cells = [[video[t] for t in times] for video in rows.values()]
     headings = [Heading(text, colour) for colour, text in (moment(t, nt_cond) for t in times)]
     write_picture(path, table(cells, headings, list(rows)))
 
@@ -170,14 +181,14 @@ def animation(path, columns, nt_cond, fps=5, across=COLUMNS):
     path : path
         GIF or MP4 file.
     columns : dict of uint8 (T, H, W, C) by name
-        All of the same length.
+        Predictions may be shorter (see `filled`).
     nt_cond : int
     fps : float
         Frames per second.
     across : int
         Maximum number of videos side by side; more are put below.
     """
-    names = list(columns)
+    columns, names = filled(columns), list(columns)
     lines = [names[i:i + across] for i in range(0, len(names), across)]
     video = columns[names[0]]
 

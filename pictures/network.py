@@ -1,12 +1,15 @@
 """Picture of all tensors of a network: grey values, with damaged elements in red."""
 
+import math
+
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from files import replacing
 
 SCREEN = 1920, 1200  # maximum size of a video of a network
 THIN = 6             # minimum height and width of a tensor in pixels
+DOT = 3              # minimum size of damage in a matrix, in pixels of a screen
 HEAD, FOOT = 36, 48  # height of the name of a part, and of the caption
 GAP = 6              # pixels between tensors
 # Colours: greys from 0 to WHITE, a background unlike any of them, and the red of damage
@@ -47,6 +50,13 @@ def draw_tensor(value, damaged=()):
         places = np.unravel_index(np.asarray(damaged), value.shape)
         picture[places[:2] if value.ndim > 1 else (0, places[0])] = RED
     return picture
+
+
+def spread(mask, r):
+    """Mask (h, w) of what is at most r pixels from a mask (h, w), along each axis."""
+    padded, (h, w) = np.pad(mask, r), mask.shape
+    rows = np.logical_or.reduce([padded[d:d + h] for d in range(2 * r + 1)])  # (h, w + 2 r)
+    return np.logical_or.reduce([rows[:, d:d + w] for d in range(2 * r + 1)])
 
 
 # Layout
@@ -118,6 +128,8 @@ class NetworkPicture:
             if width <= SCREEN[0] and height <= SCREEN[1]:
                 break
         self.canvas = np.full((height, width), PAPER, np.uint8)
+        # Of a dot; the picture may be reduced to fit a screen
+        self.dot = math.ceil(DOT * max(1, width / SCREEN[0], height / SCREEN[1]))
         for part, (x, y) in self.labels.items():
             self._write(part, x, y)
 
@@ -156,11 +168,19 @@ class NetworkPicture:
         place[:] = np.asarray(box)[:, :place.shape[1]]
 
     def draw(self, name, value, damaged=()):
-        """Redraw a tensor (see `draw_tensor`), unless it is a scalar."""
-        if name in self.places:
-            x, y, across, down = self.places[name]
-            picture = draw_tensor(value, damaged).repeat(down, 0).repeat(across, 1)
-            self.canvas[y:y + picture.shape[0], x:x + picture.shape[1]] = picture
+        """Redraw a tensor (see `draw_tensor`), unless it is a scalar.
+
+        In matrices, damage covers what is around it, so that it is visible.
+        """
+        if name not in self.places:
+            return
+        x, y, across, down = self.places[name]
+        picture = draw_tensor(value, damaged)
+        is_matrix = min(picture.shape) > 1
+        picture = picture.repeat(down, 0).repeat(across, 1)
+        if is_matrix and len(damaged) and self.zoom < self.dot:
+            picture[spread(picture == RED, (self.dot - self.zoom + 1) // 2)] = RED
+        self.canvas[y:y + picture.shape[0], x:x + picture.shape[1]] = picture
 
     def save(self, path, caption):
         """Write the picture as PNG, with a line of text at its foot."""
@@ -176,8 +196,7 @@ class NetworkPicture:
 def video_frame(path):
     """Frame uint8 (H, W, 3) for a video, of a picture that `NetworkPicture.save` wrote.
 
-    A picture larger than a screen is reduced. Its damaged elements would vanish: they are drawn
-    with the pixels around them.
+    A picture larger than a screen is reduced; what is red stays so, however small.
     """
     with Image.open(path) as file:
         canvas = np.asarray(file)
@@ -186,10 +205,9 @@ def video_frame(path):
     if scale >= 1:
         return PALETTE[canvas]
     size, red = (int(W * scale), int(H * scale)), canvas == RED
-    grey = Image.fromarray(np.where(red, np.uint8(MID_GREY), canvas))
-    frame = PALETTE[np.asarray(grey.resize(size, Image.Resampling.BOX))]
-    y, x = (np.nonzero(red) * np.array([[size[1] / H], [size[0] / W]])).astype(int)
-    dots = np.zeros(frame.shape[:2], np.uint8)
-    dots[y, x] = 1
-    frame[np.asarray(Image.fromarray(dots).filter(ImageFilter.MaxFilter(3))) > 0] = PALETTE[RED]
+
+    def reduced(picture):
+        return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
+    frame = PALETTE[reduced(np.where(red, np.uint8(MID_GREY), canvas))]
+    frame[reduced(255 * red.astype(np.uint8)) > 0] = PALETTE[RED]
     return frame

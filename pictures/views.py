@@ -1,6 +1,7 @@
 """What `visualize.py` draws.
 
-Each view takes true videos uint8 (T, B, H, W, C), computes what it shows, and returns a `Drawing`.
+Each view takes true videos uint8 (T, B, H, W, C), with their indices and names, computes what it
+shows, and returns a `Drawing`.
 """
 
 import math
@@ -72,13 +73,13 @@ def repeated(frame, n):
 
 # Futures
 
-def samples(model, truth, index, args):
+def samples(model, truth, index, names, args):
     """Best, worst (by PSNR) and random futures of a video, mean and standard deviation of all."""
     futures = get_futures(model, truth, index, args)
     target = to_video(torch.from_numpy(truth[args.nt_cond:]), args.device)
     best, worst, random, total, squares = Best(), Best(False), {}, 0, 0
     # One at a time: all futures may not fit into memory
-    for x in progress_bar(futures, f'video {index[0]}', unit='sample'):  # (nt, 1, C, H, W)
+    for x in progress_bar(futures, names[0], unit='sample'):  # (nt, 1, C, H, W)
         score = psnr(x, target).mean((0, 2))
         best.update(score, x)
         worst.update(score, x)
@@ -88,21 +89,20 @@ def samples(model, truth, index, args):
         total, squares = total + x, squares + x ** 2
     mean = total / len(futures)
     std = (squares / len(futures) - mean ** 2).clamp(min=0).sqrt()  # at most 1/2, in [0, 1]
-    rows = {'best': to_frames(best.kept[0][:, 0]), 'worst': to_frames(worst.kept[0][:, 0]),
-            **random, 'mean': to_frames(mean), '2 std': to_frames(2 * std)}
-    truth, given = truth[:, 0], truth[:args.nt_cond, 0]
+    given = truth[:args.nt_cond, 0]
+    rows = {'truth': truth[:, 0], 'best': to_frames(best.kept[0][:, 0]),
+            'worst': to_frames(worst.kept[0][:, 0]), **random, 'mean': to_frames(mean),
+            '2 std': np.concatenate([0 * given, to_frames(2 * std)])}
 
     def still(path):
-        frames.strip(path, {'truth': truth, **rows}, args.nt_cond)
+        frames.strip(path, rows, args.nt_cond)
 
     def animation(path):
-        columns = {name: np.concatenate([given, row]) for name, row in rows.items()}
-        columns['2 std'][:args.nt_cond] = 0
-        frames.animation(path, {'truth': truth, **columns}, args.nt_cond, args.fps, across=4)
+        frames.animation(path, rows, args.nt_cond, args.fps, across=4)
     return Drawing(still, animation)
 
 
-def predict(model, truth, index, args):
+def predict(model, truth, index, names, args):
     """Futures of any video."""
     futures = get_futures(model, truth, index, args)
     bar = progress_bar(futures, 'predicting', unit='sample')
@@ -110,19 +110,18 @@ def predict(model, truth, index, args):
     truth, given = truth[:, 0], truth[:args.nt_cond, 0]
     missing = args.nt_gen - len(truth)  # white, after its end
     video = np.pad(truth, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255)
-    rows = {f'future {s + 1}': future for s, future in enumerate(x)}
+    rows = {names[0]: video} | {f'future {s + 1}': future for s, future in enumerate(x)}
 
     def still(path):
-        frames.strip(path, {'video': video, **rows}, args.nt_cond)
+        frames.strip(path, rows, args.nt_cond)
 
     def animation(path):
-        columns = {name: np.concatenate([given, row]) for name, row in rows.items()}
         across = max(3, math.ceil(math.sqrt(len(x) + 1)))
-        frames.animation(path, {'video': video, **columns}, args.nt_cond, args.fps, across)
+        frames.animation(path, rows, args.nt_cond, args.fps, across)
     return Drawing(still, animation, lambda path: write_npz(path, samples=x, given=given))
 
 
-def framerate(model, truth, index, args):
+def framerate(model, truth, index, names, args):
     """Frames of one future at all its Euler steps, n per frame, next to the true frame rate."""
     n, T, last = args.n_euler_steps, args.nt_gen, args.nt_cond - 1
     future = get_futures(model, truth, index, args, between=True)[0]
@@ -148,7 +147,7 @@ def framerate(model, truth, index, args):
 
 # Content, motion and states
 
-def swap(model, truth, index, args):
+def swap(model, truth, index, names, args):
     """Content w, and skip connections, of each video with the motion (y_0, z) of each."""
     futures = get_futures(model, truth, index, args)
     w, skips, y, B = futures.cond.w, futures.cond.skips, get_states(futures), len(index)
@@ -158,8 +157,7 @@ def swap(model, truth, index, args):
         videos = decode(model, w[b].expand(B, -1), y, skips_b)  # content b, all motions
         content = repeated(truth[args.nt_cond - 1, b], len(truth))  # frame of the skip connections
         cells.append([content, *videos.swapaxes(0, 1)])
-    names = ['truth', *(f'video {i}' for i in index)]
-    motions = [f'motion of video {i}' for i in index]
+    rows, motions = ['truth', *names], [f'motion of {name}' for name in names]
 
     def still(path):
         times = frames.spaced(args.nt_cond, args.nt_gen, max(2, frames.COLUMNS // B))
@@ -167,12 +165,12 @@ def swap(model, truth, index, args):
                   *(video[t] for video in videos for t in times)] for content, *videos in cells]
         text, span = f't = {", ".join(map(str, times))}', len(times)
         headings = [Heading('content'), *(Heading(f'{m}, {text}', span=span) for m in motions)]
-        frames.write_picture(path, frames.table(shown, headings, names))
+        frames.write_picture(path, frames.table(shown, headings, rows))
 
     def animation(path):
         captions = [frames.moment(t, args.nt_cond) for t in range(args.nt_gen)]
         headings = list(map(Heading, ['content', *motions]))
-        frames.animated_table(path, cells, headings, names, captions, args.fps)
+        frames.animated_table(path, cells, headings, rows, captions, args.fps)
     return Drawing(still, animation)
 
 
@@ -182,29 +180,27 @@ def mix(pair, a):
     return (1 - a) * pair[0] + a * pair[1]
 
 
-def interpolate(model, truth, index, args):
+def interpolate(model, truth, index, names, args):
     """Frames of states between the y_0 of two videos, with the content of each, and between."""
     futures = get_futures(model, truth, index, args)
     a = torch.linspace(0, 1, args.steps, device=args.device)
-    y, contents = mix(futures.y_given[0, 0], a)[None], {}  # (1, K, ny)
-    for name, a_w in ((f'content of video {index[0]}', torch.zeros_like(a)),
-                      ('content between', a),
-                      (f'content of video {index[1]}', torch.ones_like(a))):
+    y, videos = mix(futures.y_given[0, 0], a)[None], []  # (1, K, ny)
+    for a_w in (torch.zeros_like(a), a, torch.ones_like(a)):
         skips = futures.cond.skips and [mix(s, a_w) for s in futures.cond.skips]
-        contents[name] = decode(model, mix(futures.cond.w, a_w), y, skips)[0]  # (K, H, W, C)
-    left, right = (Heading(f'video {i}, t = 0', frames.GIVEN) for i in index)
+        videos.append(decode(model, mix(futures.cond.w, a_w), y, skips)[0])  # (K, H, W, C)
+    contents = [f'content of {names[0]}', 'content between', f'content of {names[1]}']
+    left, right = (Heading(f'{name}, t = 0', frames.GIVEN) for name in names)
     steps = [f'a = {step:.3g}' for step in a.tolist()]
 
     def still(path):
-        cells = [[None, *video, None] for video in contents.values()]
-        cells[1][0], cells[1][-1] = truth[0]
+        cells = [[truth[0, 0], *video, truth[0, 1]] for video in videos]
         headings = [left, *map(Heading, steps), right]
-        frames.write_picture(path, frames.table(cells, headings, list(contents)))
+        frames.write_picture(path, frames.table(cells, headings, contents))
 
     def animation(path):
         order = [*range(args.steps), *range(args.steps - 2, 0, -1)]  # there and back
         start, end = (repeated(frame, len(order)) for frame in truth[0])
-        cells = [[start, *(video[order] for video in contents.values()), end]]
+        cells = [[start, *(video[order] for video in videos), end]]
         headings = [left, *map(Heading, contents), right]
         captions = [(frames.INK, steps[k]) for k in order]
         frames.animated_table(path, cells, headings, [], captions, args.fps)
@@ -220,7 +216,7 @@ def pca(y):
     return y @ vt.T, s[:2] ** 2 / (s ** 2).sum()
 
 
-def latent(model, truth, index, args):
+def latent(model, truth, index, names, args):
     """States of videos over time, along their first principal components, and their frames."""
     futures = get_futures(model, truth, index, args)
     y = get_states(futures)  # (T, B, ny)
@@ -233,8 +229,8 @@ def latent(model, truth, index, args):
         plot, colours = charts.plane(flat.reshape(*y.shape[:2], 2), times, share, size)
         moments = [frames.moment(t, args.nt_cond) for t in times]
         headings = [Heading(text, colour) for colour, text in moments]
-        names = [Heading(f'video {i}', colour) for i, colour in zip(index, colours)]
-        table = frames.table(list(x.swapaxes(0, 1)), headings, names)
+        rows = list(map(Heading, names, colours))
+        table = frames.table(list(x.swapaxes(0, 1)), headings, rows)
         frames.write_picture(path, frames.side_by_side([plot, table]))
     return Drawing(still)
 

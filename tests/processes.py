@@ -81,7 +81,7 @@ def patched(folder, code):
     """Path of a script in `folder` that is train.py after some changes."""
     path = folder / 'patched.py'
     path.write_text(f'import os, signal, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n'
-                    f'import train\nfrom training import loop, state\n{code}\n'
+                    f'import train\nfrom training import loop, state, validation\n{code}\n'
                     'if __name__ == "__main__":\n    train.run_script(train.main)\n')
     return path
 

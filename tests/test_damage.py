@@ -49,7 +49,7 @@ from sampling import Futures, draw_noise
 from utils import to_video
 
 RESULTS = {'prediction.mp4', 'network.mp4', 'network', 'damage.csv', 'damage.png', 'damage.npz',
-           'damage.json'}
+           'damage.json', 'predictions.npz'}
 
 
 def options(xp_dir, data_dir, out_dir, *more):
@@ -295,7 +295,8 @@ def test_network_picture_shows_every_tensor_once_and_redraws_one():
     assert (columns.min(), columns.max() + 1) == (x + across, x + 2 * across)
 
 
-def test_large_network_has_a_pixel_per_element_and_fits_a_screen_in_the_video(tmp_path):
+def test_large_network_has_a_pixel_per_element_and_visible_damage(tmp_path):
+    """In a picture larger than a screen, too, and in the video, where it is reduced to one."""
     shapes = {f'{part}.{i}': (700, 800) for part in 'abc' for i in range(3)}
     shapes |= {f'{part}.bias': (700,) for part in 'abc'}
     network = NetworkPicture(shapes)
@@ -304,19 +305,37 @@ def test_large_network_has_a_pixel_per_element_and_fits_a_screen_in_the_video(tm
     network.draw('b.bias', torch.zeros(700), [3])
     network.save(tmp_path / '0.png', 'text')
     canvas = read_picture(tmp_path / '0.png')
+    scale = max(len(canvas) / 1200, canvas.shape[1] / 1920)
+    r = math.ceil(3 * scale) // 2  # squares of 2 r + 1 pixels show 3 pixels of a screen
     x, y, *_ = network.places['b.1']
-    assert np.argwhere(canvas[y:y + 700, x:x + 800] == RED).tolist() == [[0, 799], [3, 5]]
+    expected = np.zeros((700, 800), bool)
+    expected[:r + 1, 799 - r:] = expected[:3 + r + 1, 5 - r:5 + r + 1] = True
+    np.testing.assert_array_equal(canvas[y:y + 700, x:x + 800] == RED, expected)
     x, y, across, down = network.places['b.bias']
-    assert (across, down) == (1, THIN) and (canvas == RED).sum() == 2 + THIN
+    assert (across, down) == (1, THIN) and (canvas == RED).sum() == expected.sum() + THIN
     frame = video_frame(tmp_path / '0.png')
     H, W = frame.shape[:2]
     assert W <= 1920 and H <= 1200 and (W == 1920 or H == 1200)
     red = (frame == [255, 0, 0]).all(-1)
-    expected = np.zeros_like(red)
     for y, x in np.argwhere(canvas == RED):  # visible, though smaller than a pixel
-        y, x = int(y * (H / len(canvas))), int(x * W / canvas.shape[1])
-        expected[max(0, y - 1):y + 2, max(0, x - 1):x + 2] = True
-    np.testing.assert_array_equal(red, expected)
+        assert red[int((y + 0.5) * H / len(canvas)), int((x + 0.5) * W / canvas.shape[1])]
+    places = np.argwhere(red) * scale
+    assert all((abs(np.argwhere(canvas == RED) - place) <= 1.01 * scale + 1).all(1).any()
+               for place in places)
+
+
+def test_damage_stays_inside_its_tensor():
+    network = NetworkPicture({'a.k': (1000, 1000), 'b.v': (300,), 'b.n': (2, 900)})
+    assert network.zoom == 1 and network.dot == 3
+    network.draw('a.k', torch.rand(1000, 1000), [0, 1000 * 1000 - 1, 600 * 1000 + 7])
+    network.draw('b.v', torch.rand(300), [9])
+    network.draw('b.n', torch.rand(2, 900), [5])
+    red = {name: (network.canvas[y:y + down * h, x:x + across * w] == RED).sum()
+           for (name, (x, y, across, down)), (h, w) in zip(
+               network.places.items(), ((1000, 1000), (1, 300), (2, 900)))}
+    assert network.places.keys() == red.keys() == {'a.k', 'b.v', 'b.n'}
+    assert (network.canvas == RED).sum() == sum(red.values())
+    assert red['a.k'] == 4 + 4 + 9 and red['b.v'] == THIN
 
 
 def test_video_of_a_small_network_is_its_pictures(tmp_path):
@@ -345,8 +364,8 @@ def test_files(out_dir):
             assert (caption < 60).sum() > 200 and (caption[:, -100:] > 200).all()
         assert (abs(one[-28:].astype(int) - two[-28:]) > 150).sum() > 100
     row = {name: column[3] for name, column in table(out_dir).items()}
-    text = (f'iteration 4 of 4: {int(row["damaged"])} values damaged ({100 * row["share"]:.3g}%), '
-            f'weight change {row["weight_change"]:.3g}')
+    text = (f't = 5, iteration 4 of 4: {int(row["damaged"])} values damaged '
+            f'({100 * row["share"]:.3g}%), weight change {row["weight_change"]:.3g}')
     width = prediction.shape[2]
     expected = np.asarray(pictures.stacked([Image.new('RGB', (width, 1))], text))[-28:]
     assert abs(prediction[-1, -28:].astype(int) - expected).mean() < 3

@@ -283,7 +283,9 @@ def test_script_writes_the_set_and_refuses_bad_options(tmp_path, data_dir):
 def test_loading_a_test_set(data_dir, run_dir, tmp_path, monkeypatch, capsys):
     config = load_config(run_dir)
     testset = load_test(config, data_dir, 6)
-    assert len(testset) == 500 and testset.videos([4, 2]).shape == (6, 2, 64, 64, 1)
+    assert len(testset) == 500 and testset.name(3) == 'video 3'
+    assert testset.read.cache_info().misses == 0  # so far, for quick answers
+    assert testset.videos([4, 2]).shape == (6, 2, 64, 64, 1)
     with np.load(data_dir / 'smmnist5k_test_2digits_64.npz', allow_pickle=False) as arrays:
         expected = arrays['sequences'][:6, 3:5]
         np.testing.assert_array_equal(testset.videos(range(3, 5))[..., 0], expected)

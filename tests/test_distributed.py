@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from processes import Script, free_port, patched, run_job, start_job
+from test_evaluation import PATCH
 
 import train
 from checkpoint import load
@@ -47,8 +48,8 @@ def run_together(n, *argv, code=0, script='train.py'):
 
 
 def rows(folder):
-    with open(folder / 'log.csv', newline='') as f:
-        return list(csv.DictReader(f))
+    return [row for name in ('log.csv', 'validation.csv') for row in csv.DictReader(
+        (folder / name).read_text().splitlines())]
 
 
 def assert_same_run(folder, reference):
@@ -136,11 +137,11 @@ def test_published_launcher_with_a_list_of_devices(alone, tmp_path):
 def test_failing_machine_ends_the_other_one(tmp_path):
     """Even during a long validation; a launcher only stops the processes of its own machine."""
     script = patched(tmp_path, '''
-def validation_psnr(*args):
+def best_futures(*args):
     if os.environ['RANK'] == '1':
         raise ValueError('a message of process 1')
     time.sleep(600)
-loop.validation_psnr = validation_psnr
+validation.best_futures = best_futures
 ''')
     launcher = [*TORCHRUN, '--nnodes=2', '--nproc_per_node=1', '--rdzv_backend=c10d',
                 '--rdzv_id=job', f'--rdzv_endpoint=127.0.0.1:{free_port()}']
@@ -339,13 +340,13 @@ def contents(folder):
 def test_evaluation_is_shared(run_dir, data_dir, tmp_path):
     argv = ['--xp_dir', run_dir, '--data_dir', data_dir, '--nt_gen', '8', '--n_samples', '3',
             '--n_videos', '10', '--batch_size', '3', '--metrics', 'psnr', 'ssim',
-            '--n_pictures', '1', '--out_dir']
+            '--n_pictures', '1', '--no-report', '--out_dir']
     job = Script('test.py', *argv, tmp_path / 'one')
     assert job.communicate() and job.returncode == 0
     out, _ = run_together(3, *argv, tmp_path / 'three', script='test.py')
     assert out.count('PSNR') == 1 and 'and 2 more' in out
     one, three = contents(tmp_path / 'one'), contents(tmp_path / 'three')
-    assert one.keys() == three.keys() and len(one) == 12
+    assert one.keys() == three.keys() and len(one) == 13
     for name in (n for n in one if n.suffix == '.npz'):
         atol = 0 if name.name == 'results.npz' else 1  # levels of quantised frames
         with np.load(one[name]) as expected, np.load(three[name]) as found:
@@ -358,11 +359,10 @@ def test_evaluation_is_shared(run_dir, data_dir, tmp_path):
     assert expected == found
 
 
-def test_evaluation_that_cannot_be_shared_stops(run_dir, data_dir, tmp_path):
+def test_evaluation_of_another_protocol_stops_all_processes(run_dir, data_dir, tmp_path):
+    """Also where there are fewer batches than processes."""
     argv = ['--xp_dir', run_dir, '--data_dir', data_dir, '--nt_gen', '8', '--metrics', 'psnr',
             '--n_pictures', '0', '--out_dir', tmp_path, '--n_videos']
-    _, err = run_together(3, *argv, '2', '--n_samples', '1', script='test.py', code=2)
-    assert '2 videos cannot be shared by 3 processes' in err
     run_together(2, *argv, '4', '--n_samples', '1', script='test.py')
     before = {name: path.read_bytes() for name, path in contents(tmp_path).items()}
     _, err = run_together(2, *argv, '4', '--n_samples', '2', script='test.py', code=2)
@@ -371,34 +371,63 @@ def test_evaluation_that_cannot_be_shared_stops(run_dir, data_dir, tmp_path):
     assert {name: path.read_bytes() for name, path in contents(tmp_path).items()} == before
 
 
-def test_features_of_fvd_are_collected(tmp_path):
-    script = tmp_path / 'features.py'
-    script.write_text(f'''
-import sys
+def test_interrupted_evaluation_continues_with_more_processes(run_dir, data_dir, tmp_path):
+    argv = ['--xp_dir', run_dir, '--data_dir', data_dir, '--nt_gen', '8', '--n_samples', '3',
+            '--n_videos', '10', '--batch_size', '2', '--metrics', 'psnr', '--no-report',
+            '--out_dir']
+    one, several = tmp_path / 'one', tmp_path / 'several'
+    patched = tmp_path / 'patched.py'
+    patched.write_text(PATCH)
+    threads = {'OMP_NUM_THREADS': '1'}
+    assert Script('test.py', *argv, one, env=threads).communicate()
+    job = Script(patched, *argv, several, env={'SIGNAL': '15', **threads})
+    assert 'of 2 of 10 videos' in job.communicate()[0] and job.returncode == 143
+    out, _ = run_together(3, *argv, several, script='test.py')
+    assert 'continuing: 2 of 10 videos are done' in out and out.count('PSNR') == 1
+    expected, found = ({name: path.read_bytes() for name, path in contents(folder).items()}
+                       for folder in (one, several))
+    assert found == expected and len(found) == 19
+
+
+TASKS = f"""
+import sys, time
 sys.path.insert(0, {str(ROOT)!r})
-import numpy as np
-from distributed import World, join
-from metrics.fvd import FVD
-
-# Conditioning frames, target and sample of 20 videos of 3 frames
-videos = np.random.RandomState(0).randint(0, 256, (3, 3, 20, 2, 2, 1)).astype(np.uint8)
-
-def embed(v):
-    return v.reshape(len(v), -1)[:, :4].astype(float)
-
-def distance(part, world):
-    fvd = FVD(embed, 1)
-    for i in part:
-        given, target, sample = videos[:, :, i:i + 1]
-        fvd.update(given, target, [sample])
-    fvd.collect(world, 20)
-    return fvd
+from distributed import Stopped, join, share_tasks
 
 with join() as world:
-    fvd = distance(world.part(20), world)
+    done = {{}}
+    def run(task):
+        if world.rank == 1:
+            time.sleep(2)
+        if len(sys.argv) > 1 and task == 5:
+            raise Stopped
+        time.sleep(0.02)
+        return f'{{task}} by {{world.rank}}'.encode() * 1000
+    stopped = share_tasks(world, range(40), run, done.__setitem__)
     if world.main:
-        assert fvd.result() == distance(range(20), World()).result()
-        print('equal')
-''')
+        print(stopped, sorted(done))
+        ranks = [int(result[-1:]) for task, result in done.items()]
+        assert all(r == f'{{t}} by {{k}}'.encode() * 1000 for (t, r), k in zip(done.items(), ranks))
+        print(*map(ranks.count, range(3)))
+"""
+
+
+def test_free_processes_take_the_next_task(tmp_path):
+    """One that is a hundred times slower than the others gets fewer tasks, and none is lost."""
+    script = tmp_path / 'tasks.py'
+    script.write_text(TASKS)
     out, _ = run_together(3, script=script)
-    assert out == 'equal\n'
+    stopped, counts = out.splitlines()
+    assert stopped == f'False {list(range(40))}'
+    first, slow, last = map(int, counts.split())
+    assert first + slow + last == 40 and 1 <= slow < min(first, last)
+    out, _ = run_together(3, 'stop', script=script)
+    stopped, tasks = out.splitlines()[0].split(' ', 1)
+    assert stopped == 'True' and '5' not in tasks.strip('[]').split(', ')
+
+
+def test_error_of_a_delivery_ends_the_job(tmp_path):
+    script = tmp_path / 'tasks.py'
+    script.write_text(TASKS.replace('done.__setitem__', 'lambda task, result: 1 / 0'))
+    codes, _, errs = run_job(script, *[[]] * 3)
+    assert all(codes) and 'ZeroDivisionError' in errs[0]

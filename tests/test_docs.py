@@ -27,7 +27,9 @@ PARSERS = {
     'train': ('args', 'train_parser'),
     'test': ('test', 'test_parser'),
     'visualize': ('visualize', 'visualize_parser'),
+    'compare': ('compare', 'compare_parser'),
     'damage': ('damage', 'damage_parser'),
+    'report': ('report', 'report_parser'),
     'export': ('export', 'export_parser'),
     'pretrained': ('pretrained', 'pretrained_parser'),
     'metrics': ('metrics.__main__', 'get_parser'),
@@ -44,7 +46,7 @@ PARSERS = {
 }
 # Options of other programs (Slurm, TensorBoard) and of `None` above
 OTHER_OPTIONS = {'--nodes', '--ntasks-per-node', '--gpus-per-node', '--cpus-per-task', '--signal',
-                 '--logdir', '--parts', '--repeats'}
+                 '--logdir', '--samples_per_plugin', '--parts', '--repeats'}
 
 
 class Command(NamedTuple):

@@ -117,7 +117,7 @@ def test_published_files(out_dir):
     names = {'cond_rec.npz', *(f'random_{i}.npz' for i in range(1, 6)),
              *(f'{m}_{e}.npz' for m in ('psnr', 'ssim', 'lpips') for e in ('best', 'worst'))}
     assert {p.name for p in out_dir.iterdir()} == names | {'results.npz', 'results.json',
-                                                           'curves.png', 'pictures'}
+                                                           'curves.png', 'pictures', 'report'}
     found = arrays(out_dir, 'results')
     assert found.keys() == {f'{m}{t}' for m in ('psnr', 'ssim', 'lpips') for t in ('', '_t')}
     for name in ('psnr', 'ssim', 'lpips'):
@@ -555,6 +555,21 @@ def test_pictures(out_dir, data_dir, run_dir):
     with Image.open(folder / 'video_0001.gif') as gif:
         assert gif.n_frames == 8 and gif.width > 6 * 192
         assert gif.info['loop'] == 0 and gif.info['duration'] == 200
+
+
+def test_page(out_dir, run_dir, data_dir, tmp_path, call):
+    assert '<h1>smmnist</h1>' in (out_dir / 'report/index.html').read_text()
+    assert len(list((out_dir / 'report/sprites').iterdir())) == 5
+    evaluate(run_dir, data_dir, tmp_path)  # without pictures
+    assert not (tmp_path / 'report').exists()
+    evaluate(run_dir, data_dir, tmp_path, '--report', '--overwrite')
+    sprite = tmp_path / 'report/sprites/00005.png'
+    sprite.touch()
+    before = contents(tmp_path)
+    done = call(script.main, '--xp_dir', run_dir, '--data_dir', data_dir, '--out_dir', tmp_path,
+                '--metrics', 'psnr', 'ssim', *OPTIONS)
+    assert done.code == 2 and f'{sprite} is not listed' in done.err and not done.out
+    assert contents(tmp_path) == before
 
 
 def test_colour_pictures(tmp_path):

@@ -256,6 +256,20 @@ def test_empty_folder_is_used(hub, call):
     assert sorted(os.listdir('model')) == FILES
 
 
+def test_hub_entry_downloads_into_its_own_folder(hub, environ):
+    """Of a copy of the repository, loaded beside this one; once."""
+    hub.publish('smmnist')
+    ignored = shutil.ignore_patterns('.*', 'tests', 'docs', 'runs', '__pycache__')
+    copy = shutil.copytree(ROOT, Path('elsewhere') / 'srvp', ignore=ignored)
+    for _ in range(2):
+        srvp = torch.hub.load(str(copy), 'srvp', 'smmnist', source='local')
+        assert srvp.w(torch.rand(5, 64, 64)).shape == (256,)
+        assert sorted(os.listdir(copy / 'pretrained' / 'smmnist')) == FILES
+        hub.files.clear()
+    assert [file for file, _ in hub.requests] == FILES
+    assert sys.modules['pretrained'] is pretrained and not Path('pretrained').exists()
+
+
 # Broken
 
 def test_broken_connection_is_resumed(hub, call, environ):

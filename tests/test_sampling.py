@@ -8,7 +8,7 @@ from conftest import TINY, stirred
 from metrics.frame import PSNR, SSIM, psnr, ssim
 from metrics.scoring import Best, LastFrame, evaluate_batch, quantise
 from model import Noise, build_model
-from sampling import Futures, draw_noise, validation_psnr
+from sampling import Futures, best_futures, draw_noise
 
 
 @pytest.fixture
@@ -87,12 +87,19 @@ def test_lower_is_better_for_distances():
 def test_validation_selects_over_the_clip_and_scores_the_prediction(model, device):
     x = torch.rand(6, 3, 1, 64, 64, generator=torch.Generator().manual_seed(3)).to(device)
     noise = draw_noise(model, 1, 'val', range(3), 40, 6)
-    found = validation_psnr(model, x, 3, noise)
+    best = best_futures(model, x, 3, noise, n_random=2)
+    found = best.psnr.mean(0)
     differs = False
     for b in range(3):
         clips = [psnr(predict(model, x[:3], 6, noise, s, b), x[:, b]).mean(1) for s in range(40)]
         chosen = max(clips, key=lambda p: p.mean())
         torch.testing.assert_close(found[b], chosen[3:].mean())
+        first = max(range(40), key=lambda s: clips[s].mean())
+        for sample, s in ((best.frames, first), (best.random[0], 0), (best.random[1], 1)):
+            frames = predict(model, x[:3], 6, noise, s, b)[3:]
+            torch.testing.assert_close(sample[:, b], frames, rtol=1e-4, atol=1e-5)
+        frames = best.frames[:, b]
+        torch.testing.assert_close(best.ssim[:, b], ssim(frames, x[3:, b]).mean(1))
         differs |= bool(max(p[3:].mean() for p in clips) > chosen[3:].mean() + 1e-6)
     assert differs  # from the best PSNR of predicted frames alone
 

@@ -11,18 +11,19 @@ from conftest import ROOT
 # From low to high: a module imports only from lower floors and from its own package
 FLOORS = [
     {'files', 'published'},
-    {'download', 'parsing', 'results', 'utils'},
+    {'download', 'logs', 'parsing', 'results', 'utils'},
     {'data', 'module'},
     {'args'},
     {'model'},
     {'checkpoint'},
     {'metrics'},
     {'sampling'},
-    {'distributed', 'perturbation', 'pictures', 'preprocessing'},
+    {'distributed', 'perturbation', 'pictures', 'predictor', 'preprocessing'},
     {'evaluation', 'training'},
     # Scripts
-    {'compare', 'damage', 'export', 'pretrained', 'test', 'train', 'visualize', '__main__'},
-    {'benchmarks'},
+    {'compare', 'damage', 'export', 'pretrained', 'report', 'test', 'train', 'visualize',
+     '__main__'},
+    {'benchmarks', 'hubconf'},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
@@ -37,7 +38,7 @@ TREES = {name: ast.parse(text, name) for name, text in SOURCES.items()}
 TESTS = {f'tests/{path.name}': path.read_text() for path in sorted((ROOT / 'tests').glob('*.py'))}
 
 WITHOUT_TORCH = ['files', 'download', 'parsing', 'args', 'train', 'test', 'compare', 'damage',
-                 'visualize', 'export', 'pretrained', *(
+                 'visualize', 'export', 'pretrained', 'report', *(
     name.removesuffix('.py').removesuffix('/__init__').replace('/', '.') for name in SOURCES
     if name.startswith(('data/', 'preprocessing/')) and name != 'data/stream.py')]
 

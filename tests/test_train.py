@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import io
 import json
 import math
 import os
@@ -12,23 +13,25 @@ import shutil
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from processes import Script, patched
-from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
 
+import logs
 import train
 from args import load_config
 from checkpoint import load, load_weights, save
 from conftest import ROOT, TINY, steps, wait_for_rows
 from files import UserError, run_script
 from model import build_model
-from training import log, loop
+from training import log, loop, validation
 from training import state as state_file
 from training.loop import Trainer
 
@@ -70,14 +73,18 @@ def cut_after(step):
     return interrupted(Trainer, 'train_step', lambda trainer, *_: trainer.step == step)
 
 
-def rows(folder):
-    """Rows of the log, but for the speed."""
-    with open(folder / 'log.csv', newline='') as f:
+def rows(folder, name='log.csv'):
+    """Rows of a table of a run, but for the speed."""
+    with open(folder / name, newline='') as f:
         return [{k: v for k, v in row.items() if k != 'steps_per_s'} for row in csv.DictReader(f)]
 
 
+def validations(folder):
+    return rows(folder, 'validation.csv')
+
+
 def assert_same_end(folder, reference):
-    """Compare weights, place and log of two runs bit for bit."""
+    """Compare weights, place, log and pictures of two runs bit for bit."""
     for name in ('model.pt', 'model_best.pt'):
         expected, found = load(reference / name), load(folder / name)
         assert expected.keys() == found.keys()
@@ -87,6 +94,10 @@ def assert_same_end(folder, reference):
     for key in ('step', 'score', 'best', 'validated'):
         assert expected[key] == found[key]
     assert rows(folder) == rows(reference)
+    assert validations(folder) == validations(reference)
+    expected, found = ({path.name: path.read_bytes() for path in (f / 'validation').iterdir()}
+                       for f in (reference, folder))
+    assert found == expected
 
 
 @pytest.fixture(scope='module')
@@ -143,7 +154,9 @@ loop.Trainer.train_step = slow
 def test_files_of_a_run(run_dir):
     assert {p.name for p in run_dir.iterdir()} >= {
         'config.json', 'log.csv', 'model.pt', 'model_best.pt', 'model_6.pt', 'model_12.pt',
-        'state.pt'}
+        'state.pt', 'validation.csv'}
+    assert {p.name for p in (run_dir / 'validation').iterdir()} == {
+        f'step_{step}.{suffix}' for step in (10, 15) for suffix in ('png', 'gif')}
     assert not list(run_dir.glob('*.tmp')) and not list(run_dir.glob('.*.tmp'))
     model = build_model(load_config(run_dir))
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -154,32 +167,64 @@ def test_files_of_a_run(run_dir):
 
 
 def test_log_has_every_term_and_the_schedule(unbroken):
-    table = rows(unbroken)
-    training = [r for r in table if r['loss']]
+    training = rows(unbroken)
     assert [int(r['step']) for r in training] == list(range(1, 25))
     for r in training:
         loss, *terms = (float(r[k]) for k in ('loss', 'nll', 'kl_y_0', 'kl_z', 'res'))
         assert loss == pytest.approx(sum(terms), rel=1e-5)
         assert float(r['lr']) == pytest.approx(3e-4 * max(0, 1 - max(0, int(r['step']) - 18) / 6))
-    validations = [r for r in table if r['val_psnr']]
-    assert [int(r['step']) for r in validations] == [6, 12, 18, 24]
-    assert float(validations[-1]['best_psnr']) == max(float(r['val_psnr']) for r in validations)
+    table = validations(unbroken)
+    assert [int(r['step']) for r in table] == [6, 12, 18, 24]
+    assert float(table[-1]['best_psnr']) == max(float(r['val_psnr']) for r in table)
+    for r in table:
+        by_frame = [float(r[f'psnr_{t}']) for t in (3, 4)]
+        assert float(r['val_psnr']) == pytest.approx(np.mean(by_frame), rel=1e-5)
+        assert -1 < float(r['val_ssim']) < 1 and len(r) == 6
     assert float(training[-1]['nll']) < float(training[0]['nll'])
 
 
-def test_tensorboard_events_hold_the_log(unbroken):
-    data, = [p.read_bytes() for p in unbroken.glob('events.out.tfevents.*')]
-    scalars, position = {}, 0
-    while position < len(data):  # TFRecord: length, its checksum, bytes, their checksum
-        length = int.from_bytes(data[position:position + 8], 'little')
-        event = event_pb2.Event.FromString(data[position + 12:position + 12 + length])
-        position += 16 + length
-        for value in event.summary.value:
-            scalars[value.tag, event.step] = value.simple_value
-    for row in rows(unbroken):
-        tag, column = ('train', 'nll') if row['loss'] else ('validation', 'val_psnr')
-        found = scalars[f'{tag}/{column}', int(row['step'])]
-        assert found == pytest.approx(float(row[column]), rel=1e-5)
+def test_tensorboard_shows_the_log_and_pictures(unbroken, monkeypatch):
+    # Otherwise, it imports TensorFlow
+    monkeypatch.setitem(sys.modules, 'tensorboard.compat.notf', ModuleType('notf'))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(unbroken), {'images': 0, 'scalars': 0}).Reload()
+    tags = events.Tags()
+    assert set(tags['scalars']) == {
+        *(f'train/{name}' for name in rows(unbroken)[0].keys() - {'step'}), 'train/steps_per_s',
+        'validation/val_psnr', 'validation/best_psnr', 'validation/val_ssim'}
+    for folder, table, name in (('train', rows(unbroken), 'nll'),
+                                ('validation', validations(unbroken), 'val_psnr'),
+                                ('validation', validations(unbroken), 'val_ssim')):
+        found = events.Scalars(f'{folder}/{name}')
+        assert [e.step for e in found] == [int(r['step']) for r in table]
+        np.testing.assert_allclose([e.value for e in found], [float(r[name]) for r in table], 1e-5)
+    assert set(tags['images']) == {f'validation/{n}' for n in ('strip', 'videos', 'psnr_by_frame')}
+    for name, suffix in (('strip', 'png'), ('videos', 'gif')):
+        found = events.Images(f'validation/{name}')
+        assert [e.step for e in found] == [6, 12, 18, 24]
+        for e in found:
+            path = unbroken / 'validation' / f'step_{e.step}.{suffix}'
+            assert e.encoded_image_string == path.read_bytes()
+            with Image.open(path) as picture:
+                assert (e.width, e.height) == picture.size
+                assert getattr(picture, 'n_frames', 1) == (5 if suffix == 'gif' else 1)
+    curve = Image.open(io.BytesIO(events.Images('validation/psnr_by_frame')[-1]
+                                  .encoded_image_string))
+    assert curve.format == 'PNG' and curve.width > 300
+
+
+def test_bar_shows_readable_numbers(tmp_path, capsys):
+    folder = tmp_path / 'run'
+    assert train.main(options(folder, *steps(6, 0))) == 0
+    out, err = capsys.readouterr()
+    last, (scores,) = rows(folder)[-1], validations(folder)
+    shown = dict(re.findall(r'([\w/]+)=([-.\de]+)', err.splitlines()[-1]))
+    assert list(shown) == ['loss/pixel', 'nll/pixel', 'kl_y_0', 'kl_z', 'val']
+    for name, size in (('loss/pixel', 5 * 64 ** 2), ('nll/pixel', 5 * 64 ** 2), ('kl_z', 1)):
+        value = float(last[name.split('/')[0]]) / size
+        assert float(shown[name]) == pytest.approx(value, rel=1e-3) and len(shown[name]) < 8
+    psnr, ssim = float(scores['val_psnr']), float(scores['val_ssim'])
+    assert f'step 6: validation PSNR {psnr:.2f} dB, best {psnr:.2f} dB, SSIM {ssim:.4f}\n' in out
 
 
 def test_learning_rate_of_each_update():
@@ -202,7 +247,7 @@ def test_speed_counts_the_steps_of_its_time(tmp_path, monkeypatch):
         train.main(options(folder, *steps(12, 0), '--log_interval', '6'))
     assert resume(folder) == 0  # the first row is then timed over steps 5 and 6 only
     with open(folder / 'log.csv', newline='') as f:
-        speeds = [(r['step'], float(r['steps_per_s'])) for r in csv.DictReader(f) if r['loss']]
+        speeds = [(r['step'], float(r['steps_per_s'])) for r in csv.DictReader(f)]
     assert speeds == [('6', 2), ('12', 2)]
 
 
@@ -212,7 +257,7 @@ def test_speed_counts_the_steps_of_its_time(tmp_path, monkeypatch):
 def test_every_architecture_trains(more, tmp_path):
     folder = tmp_path / 'run'
     assert train.main(options(folder, *more, *steps(3, 1), '--val_interval', '2')) == 0
-    assert len([r for r in rows(folder) if r['val_psnr']]) == 2
+    assert len(validations(folder)) == 2
 
 
 def test_runs_are_repeatable_and_seeds_differ(unbroken, tmp_path):
@@ -297,10 +342,47 @@ def test_repeated_validation_appears_in_the_log_once(unbroken, tmp_path):
     # `write` is also called with the weights, which have no such key
     with interrupted(state_file, 'write', lambda path, state: state.get('validated') == 12):
         train.main(options(folder, '--state_interval', '6'))
-    assert [r['step'] for r in rows(folder) if r['val_psnr']] == ['6', '12']
+    assert [r['step'] for r in validations(folder)] == ['6', '12']
     assert load(folder / 'state.pt')['validated'] == 6
     assert resume(folder) == 0
     assert_same_end(folder, unbroken)
+
+
+def as_before(folder):
+    """Turn the log of a run into that of an earlier version: one table of both kinds of rows."""
+    columns = [*logs.BOTH]
+    with open(folder / 'log.csv', newline='') as f:
+        training = list(csv.DictReader(f))
+    table = sorted([*training, *validations(folder)],
+                   key=lambda row: (int(row['step']), 'val_psnr' in row))
+    with open(folder / 'log.csv', 'w', newline='') as f:
+        writer = csv.DictWriter(f, columns, extrasaction='ignore')
+        writer.writeheader()
+        writer.writerows(table)
+    (folder / 'validation.csv').unlink()
+    return table
+
+
+@pytest.mark.parametrize('cut', [None, 'validation.csv', 'log.csv'])
+def test_log_of_an_earlier_version_is_split_without_loss(cut, unbroken, cut_run, tmp_path):
+    """Also if the resumed run is killed before one of the two tables is in place."""
+    folder = shutil.copytree(cut_run, tmp_path / 'run')
+    table = as_before(folder)
+    training, scores = logs.read_log(folder)
+    assert len(training) == 21 and [r['step'] for r in scores] == ['6', '12', '18']
+    if cut:
+        with interrupted(os, 'replace', lambda source, target: target.name == cut):
+            resume(folder)
+    assert resume(folder) == 0
+    assert rows(folder) == rows(unbroken)
+    expected = validations(unbroken)
+    for row in expected[:3]:  # earlier versions did not compute the others
+        row.update({name: '' for name in row.keys() - {'step', 'val_psnr', 'best_psnr'}})
+    assert validations(folder) == expected
+    speeds = [[row['steps_per_s'] for row in part if row.get('steps_per_s')]
+              for part in (table, logs.read_log(folder)[0])]
+    assert speeds[0][:20] == speeds[1][:20]
+    assert not list(folder.glob('*.csv.*'))
 
 
 @pytest.mark.parametrize('number, code', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -321,16 +403,16 @@ def test_signalled_run_saves_its_state_and_resumes_bit_for_bit(
 
 
 @pytest.mark.parametrize('step', [6, 24])  # the first validation, and the one at the end
-def test_run_stopped_during_validation_repeats_it(step, unbroken, tmp_path, monkeypatch):
-    folder, calls, validation_psnr = tmp_path / 'run', [], loop.validation_psnr
+def test_run_stopped_during_validation_repeats_it(step, unbroken, tmp_path):
+    folder, calls, best_futures = tmp_path / 'run', [], validation.best_futures
 
     def signalled(*args):
         calls.append(args)
         if len(calls) == 2 * step // 6 - 1:  # first of the two batches
             os.kill(os.getpid(), signal.SIGTERM)
-        return validation_psnr(*args)
+        return best_futures(*args)
     handler = signal.getsignal(signal.SIGTERM)
-    with mock.patch.object(loop, 'validation_psnr', signalled):
+    with mock.patch.object(validation, 'best_futures', signalled):
         assert train.main(options(folder)) == 143
     assert signal.getsignal(signal.SIGTERM) == handler
     state = load(folder / 'state.pt')
@@ -369,16 +451,19 @@ def test_failing_run_ends_despite_its_workers(tmp_path):
     assert 'Traceback' not in err
 
 
-@pytest.mark.parametrize('name', ['state.pt', 'model.pt', 'model_best.pt', 'log.csv'])
+@pytest.mark.parametrize('name', ['state.pt', 'model.pt', 'model_best.pt', 'log.csv',
+                                  'validation.csv', 'validation/step_12.png',
+                                  'validation/step_6.gif'])
 def test_full_disk_is_reported_and_loses_nothing(name, unbroken, tmp_path):
     folder = tmp_path / 'run'
-    folder.mkdir()
-    (folder / f'.{name}.{os.getpid()}.tmp').symlink_to('/dev/full')
+    path = folder / name
+    path.parent.mkdir(parents=True)
+    (path.parent / f'.{path.name}.{os.getpid()}.tmp').symlink_to('/dev/full')
     with pytest.raises(UserError, match=rf'run/{name} cannot be written \(No space left on device\)'
                                         '; free space(, then continue with --resume)?$'):
         train.main(options(folder))
-    assert not list(folder.glob('.*.tmp'))
-    if name == 'log.csv':  # written before the first step: there is no run yet
+    assert not list(folder.rglob('.*.tmp'))
+    if name in ('log.csv', 'validation.csv'):  # written before the first step: there is no run yet
         assert not (folder / 'config.json').exists() and train.main(options(folder)) == 0
     else:
         assert resume(folder) == 0
@@ -423,9 +508,9 @@ def test_full_disk_under_events_is_reported(tmp_path, monkeypatch):
         train.main(options(tmp_path / 'run'))
     monkeypatch.setattr(log, 'FLUSH_INTERVAL', math.inf)  # all is buffered until the end
     with pytest.raises(UserError, match='events cannot be written'), \
-            log.RunLog(tmp_path, 0, 0) as run_log:
+            log.RunLog(tmp_path, 0, 0, [3]) as run_log:
         run_log.write(1, loss=1.)
-    with pytest.raises(ZeroDivisionError), log.RunLog(tmp_path, 0, 0) as run_log:
+    with pytest.raises(ZeroDivisionError), log.RunLog(tmp_path, 0, 0, [3]) as run_log:
         run_log.write(1, loss=1.)
         1 / 0  # noqa: B018 (the error to report)
 
@@ -590,18 +675,20 @@ def test_folders_that_cannot_be_written(resumable, tmp_path, monkeypatch):
 
 
 def test_complete_run_is_not_overwritten(unbroken, capsys):
-    before = {p: p.read_bytes() for p in unbroken.iterdir()}
+    before = {p: p.read_bytes() for p in unbroken.rglob('*') if p.is_file()}
     with pytest.raises(UserError, match='holds another run .* --resume'):
         train.main(options(unbroken))
     assert resume(unbroken) == 0
     assert 'is complete: 24 steps' in capsys.readouterr().out
-    assert {p: p.read_bytes() for p in unbroken.iterdir()} == before
+    assert {p: p.read_bytes() for p in unbroken.rglob('*') if p.is_file()} == before
 
 
 def test_resume_removes_its_own_temporary_files_only(unbroken, tmp_path):
     folder = shutil.copytree(unbroken, tmp_path / 'run')
-    names = ['state.pt', 'model.pt', 'model_best.pt', 'model_6.pt', 'log.csv', 'config.json']
-    own = [folder / f'.{name}.1.tmp' for name in names]
+    names = ['state.pt', 'model.pt', 'model_best.pt', 'model_6.pt', 'log.csv', 'validation.csv',
+             'config.json']
+    own = [*(folder / f'.{name}.1.tmp' for name in names),
+           folder / 'validation' / '.step_6.png.1.tmp']
     # Of test.py and damage.py, which may be running
     others = [folder / '.results.npz.1.tmp', folder / '.results.tmp' / 'damage.csv']
     others[1].parent.mkdir()
@@ -614,12 +701,12 @@ def test_resume_removes_its_own_temporary_files_only(unbroken, tmp_path):
 def test_weights_without_a_state_are_not_lost(unbroken, tmp_path):
     folder = shutil.copytree(unbroken, tmp_path / 'run')
     (folder / 'state.pt').unlink()
-    before = {p: p.read_bytes() for p in folder.iterdir()}
+    before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
 
     def refused(message):
         with pytest.raises(UserError, match=message):
             resume(folder)
-        assert before.items() <= {p: p.read_bytes() for p in folder.iterdir()}.items()
+        assert before.items() <= {p: p.read_bytes() for p in before}.items()
     refused('--resume: .*state.pt is missing, .* another folder')
     (folder / '.state.pt.1.tmp').write_bytes(b'half of a state')
     refused('.state.pt.1.tmp is not a readable weights file')
@@ -670,27 +757,30 @@ def test_options_of_adam_are_those_of_the_configuration(resumable, tmp_path):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_log_with_other_columns_is_replaced(resumable):
+@pytest.mark.parametrize('name, first', [('log.csv', '5'), ('validation.csv', '6')])
+def test_log_with_other_columns_is_moved_aside(name, first, resumable):
     folder, _ = resumable
-    (folder / 'log.csv').write_bytes(b'step,loss\n1,2\n')
-    assert resume(folder) == 0 and rows(folder)[0]['step'] == '5'
+    (folder / name).write_bytes(b'step,loss\n1,2\n')
+    assert resume(folder) == 0 and rows(folder, name)[0]['step'] == first
+    assert (folder / f'{name}.1').read_bytes() == b'step,loss\n1,2\n'
 
 
+@pytest.mark.parametrize('name', ['log.csv', 'validation.csv'])
 @pytest.mark.parametrize('content', [b'\xff\xfe', b'a' * 200_000, None])
-def test_unreadable_log_is_reported(content, resumable):
+def test_unreadable_log_is_reported(content, name, resumable):
     folder, _ = resumable
-    path = folder / 'log.csv'
+    path = folder / name
     if content is None:
         path.unlink()
         path.mkdir()
     else:
         path.write_bytes(content)
     if content is None:
-        with pytest.raises(UserError, match='log.csv cannot be written .Is a directory.; check'):
+        with pytest.raises(UserError, match=f'{name} cannot be written .Is a directory.; check'):
             resume(folder)
         return
     assert resume(folder) == 0
-    assert (folder / 'log.csv.1').read_bytes() == content
+    assert (folder / f'{name}.1').read_bytes() == content
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(slow_script, unbroken, tmp_path):

@@ -5,15 +5,18 @@ import subprocess
 import sys
 import weakref
 from argparse import Namespace
+from pathlib import Path
 from unittest.mock import Mock
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from test_datasets import encode
 
+import logs
 import visualize
 from args import config_dict, load_config, parse_train
 from checkpoint import load_model
@@ -182,7 +185,8 @@ def test_samples_are_those_of_evaluation_with_their_moments(grey, data_dir, tmp_
                 torch.from_numpy(2 * np.sqrt(variance))]
     found = cells(out, 8, 8)
     np.testing.assert_array_equal(found[0], truth[:, 0].repeat(3, -1))
-    assert (found[1:, :3] == 255).all()  # nothing next to the conditioning frames
+    np.testing.assert_array_equal(found[1:7, :3], found[:1, :3].repeat(6, 0))  # those given
+    assert (found[7, :3] == 0).all()  # their standard deviation
     for row, video in zip(found[1:], expected):
         assert abs(row[3:].astype(int) - as_frames(video)).max() <= 1
     assert found[7, 3:].max() > 0 and score.max() > score.min()
@@ -269,7 +273,7 @@ def test_interpolation_ends_at_the_decodings_of_both_videos(colour, tmp_path, sh
     model, truth, futures = plain(xp_dir, data_dir, [3, 1], 2, 5)
     own = as_frames(futures.given(0)[0])
     found = cells(out, 3, 7)
-    np.testing.assert_array_equal(found[1, [0, -1]], truth[0])
+    np.testing.assert_array_equal(found[:, [0, -1]], truth[0][None].repeat(3, 0))
     assert_same(found[:2, 1], own[[0, 0]])
     assert_same(found[1:, -2], own[[1, 1]])
     y = futures.y_given[0, 0].mean(0).expand(1, 1, -1)
@@ -348,6 +352,21 @@ def test_plane_has_dots_for_conditioning_frames_only(nt_cond):
     left = x[np.diff(x, prepend=-99) > 9]
     assert len(left) == nt_cond and left[0] < 150
     assert np.ptp(left) < (picture.width - 100) * nt_cond / 8
+
+
+def test_plane_shows_distant_paths_one_by_one():
+    """In panels of their own, where they are as large as two paths that are near each other."""
+    angle = np.linspace(0, 6, 20)
+    circle = np.stack([np.cos(angle), np.sin(angle)], 1)[:, None]  # of diameter 2
+    shares = {}
+    for distance in (1, 5, 9, 1000):
+        picture, colours = charts.plane(np.concatenate([circle, circle + [distance, 0]], 1),
+                                        [0, 3, 19], [0.9, 0.1])
+        places = [np.argwhere((np.asarray(picture) == colour).all(-1)) for colour in colours[:2]]
+        shares[distance] = [np.ptp(place[:, 0]) / 800 for place in places]
+    assert min(shares[1]) > 0.5 and 0.2 < min(shares[5]) <= max(shares[5]) < 0.3
+    for far in (9, 1000):  # also in the panel of all paths
+        assert min(shares[far]) > 0.3
 
 
 def test_latent_shows_paths_and_frames(grey, data_dir, tmp_path, monkeypatch):
@@ -511,6 +530,66 @@ def test_predict_draws_a_video_of_any_length(colour, tmp_path, shown, suffix):
     assert error <= (5 if suffix == 'mp4' else 0) and found[5:].min() >= 252
 
 
+# Training
+
+def test_training_curves_of_runs(run_dir, tmp_path, monkeypatch):
+    """Of one that goes on, of one of an earlier version, and of one without validation so far."""
+    shutil.copytree(run_dir, tmp_path / 'run')
+    with open(tmp_path / 'run' / 'log.csv', 'a') as f:
+        f.write('16,2')  # as it is being written
+    (tmp_path / 'old').mkdir()
+    (tmp_path / 'old' / 'log.csv').write_text(
+        'step,loss,nll,kl_y_0,kl_z,res,lr,steps_per_s,val_psnr,best_psnr\n'
+        '1,9e9,9e9,1,2,3,0.1,1,,\n' + ''.join(f'{i},{i},1,2,3,4,0.1,1,,\n' for i in range(2, 41))
+        + '40,,,,,,,,12.5,13\n')
+    (tmp_path / 'new').mkdir()
+    (tmp_path / 'new' / 'log.csv').write_text(','.join(logs.TRAINING) + '\n5,1,1,1,1,1,1,1\n')
+    monkeypatch.chdir(tmp_path)
+    figures = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, path, **_: figures.append(figure)
+                        or Path(path).touch())
+    visualize.main(['training', '--xp_dir', 'run', 'old', 'new'])
+    assert (tmp_path / 'run' / 'visualize' / 'training.png').exists()
+    panels = {axes.get_title(): axes for axes in figures[0].axes}
+    assert list(panels) == [*charts.TITLES.values(), 'last validation: PSNR (dB) by frame t']
+    for title, length, old in (('loss', 15, 40), ('validation: PSNR (dB)', 2, 1),
+                               ('validation: SSIM', 2, 0)):
+        run, before, new = panels[title].lines
+        assert [len(line.get_xdata()) for line in (run, before)] == [length, old]
+        assert new.get_label() == 'new' and len(new.get_xdata()) == (title == 'loss')
+    assert panels['validation: PSNR (dB)'].lines[1].get_ydata().tolist() == [12.5]
+    assert panels['last validation: PSNR (dB) by frame t'].lines[0].get_xdata().tolist() == [3, 4]
+    low, high = panels['loss'].get_ylim()
+    assert low < 2 and 20_000 < high < 50_000  # not the first loss of the second run
+    texts = [text.get_text() for text in panels['loss'].get_legend().get_texts()]
+    assert texts == ['run', 'old', 'new']
+
+
+def test_training_picture(run_dir, tmp_path, call):
+    path = tmp_path / 'new' / 'a.PNG'
+    done = call(visualize.main, 'training', '--xp_dir', run_dir, '--names', 'tiny', '--out', path)
+    assert done == (0, f'training: {path}\n', '')
+    assert np.ptp(read_rgb(path)) > 200
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--xp_dir', 'nowhere'], 'nowhere/log.csv does not exist; use the folder of a run of train'),
+    (['--xp_dir', 'begun'], 'begun/log.csv has no rows yet; wait for the first one'),
+    (['--xp_dir', 'other'], r'other/log.csv is not the log of a run \(it has no column step\); '),
+    (['--xp_dir', 'begun', 'begun'], '--names: begun begun has duplicates; use different ones'),
+    (['--xp_dir', 'begun', '--names', 'a', 'b'], '--names: found 2 for 1 run .--xp_dir.; give'),
+    (['--xp_dir', 'begun', '--out', 'a.gif'], '--out a.gif: training is written as .png; use one'),
+    (['--xp_dir', 'begun', '--index', '3'], '--index belongs to samples, .*, found training')])
+def test_errors_of_training(argv, message, tmp_path, monkeypatch):
+    for folder, text in (('begun', 'step,loss\n'), ('other', 'a,b\n1,2\n')):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'log.csv').write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        visualize.main(['training', *argv])
+    assert not list(tmp_path.rglob('*.png'))
+
+
 # Animations
 
 def test_gif_has_the_right_greys_and_colours(tmp_path):
@@ -556,10 +635,46 @@ def test_labels_are_not_clipped():
     assert (picture[:28, middle - 40:].min((0, 2)) < 128).any()
 
 
+def test_videos_have_the_names_of_their_files(colour, grey, data_dir, video, tmp_path,
+                                              monkeypatch):
+    texts, table = [], pictures.table
+
+    def watched(cells, headings, names=(), *args):
+        texts.append([getattr(h, 'text', h) for h in [*headings, *names]])
+        return table(cells, headings, names, *args)
+    monkeypatch.setattr(pictures, 'table', watched)
+
+    def drawn(what, xp_dir, *more):
+        texts.clear()
+        draw(what, xp_dir, *more, '--n_samples', 2, '--out', tmp_path / 'a.png')
+        return ' | '.join(text for row in texts for text in row)
+    long = 'person01_boxing_d1_outdoors_again'
+    (tmp_path / 'data' / 'test').mkdir(parents=True)
+    for i, name in enumerate(('a walk.npy', f'{long}.npy')):
+        shutil.copy(colour[1] / 'test' / f'{i}.npy', tmp_path / 'data' / 'test' / name)
+    own, short = ('--data_dir', tmp_path / 'data'), 'person01_bo…tdoors_again'
+    assert f'| truth | a walk | {short}' in drawn('swap', colour[0], *own)
+    assert f'motion of {short}, t = ' in drawn('swap', colour[0], *own)
+    assert drawn('latent', colour[0], *own).endswith(f'| a walk | {short}')
+    found = drawn('interpolate', colour[0], *own)
+    for text in ('a walk, t = 0', f'{short}, t = 0', 'content of a walk', f'content of {short}'):
+        assert f'{text} |' in f'{found} |'
+    assert 'truth | video 3 | video 1' in drawn(
+        'swap', grey, '--data_dir', data_dir, '--index', 3, 1)
+    assert '| own clip.mkv | future 1 |' in drawn('predict', colour[0], '--video', video)
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('a' * 24, 'a' * 24), ('a' * 12 + 'b' * 13, 'a' * 11 + '…' + 'b' * 12), ('', '')])
+def test_long_names_are_shortened(name, expected):
+    assert pictures.shortened(name) == expected
+
+
 # Options
 
 def test_help(call):
     page = call(visualize.main, '--help').out
+    assert '\n    training ' in page and '--names' in call(visualize.main, 'training', '--help').out
     for what, visual in VISUALS.items():
         assert f'\n    {what} ' in page and visual.text.split()[0] in page
         own = call(visualize.main, what, '--help').out
@@ -729,7 +844,7 @@ def test_command_line(grey, data_dir, tmp_path, call):
     assert done.code == 0 and done.out == f'latent: {tmp_path}/a.png\n' and not done.err
 
 
-def test_script_checks_options_without_pytorch(grey, data_dir):
+def test_script_checks_options_without_pytorch(grey, data_dir, tmp_path):
     code = ('import runpy, sys; sys.modules["torch"] = None; '
             'runpy.run_path("visualize.py", run_name="__main__")')
 
@@ -738,6 +853,9 @@ def test_script_checks_options_without_pytorch(grey, data_dir):
                               capture_output=True, text=True)
     done = script('latent', '--xp_dir', grey, '--data_dir', data_dir, '--index', 500)
     assert done.returncode == 2 and done.stderr.startswith('error: --index 500: the test set has')
+    (tmp_path / 'log.csv').write_text('step,loss\n1,2\n')
+    done = script('training', '--xp_dir', tmp_path)
+    assert done.returncode == 0 and done.stdout.endswith('/visualize/training.png\n'), done.stderr
     done = script('latent', '--xp_dir', 'nowhere', '--data_dir', data_dir)
     assert done.returncode == 2 and done.stderr.startswith('error: ')
     assert done.stderr.count('\n') == 1

@@ -209,6 +209,6 @@ def last_state(trainer):
 def remove_run(folder):
     """Remove what a run wrote before its first step, so that it can be started again."""
     folder = Path(folder)
-    for pattern in ('config.json', 'log.csv', 'events.out.tfevents.*'):
+    for pattern in ('config.json', 'log.csv', 'validation.csv', 'events.out.tfevents.*'):
         for path in folder.glob(pattern):
             path.unlink()

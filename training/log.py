@@ -1,26 +1,25 @@
-"""What a run logs: `log.csv` and TensorBoard event files."""
+"""What a run logs: `log.csv`, `validation.csv` and TensorBoard event files."""
 
 import contextlib
 import csv
 import io
 import itertools
 import os
-import re
 import time
 from pathlib import Path
 
+from PIL import Image
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from files import WriteError, replacing, writing
+from logs import BOTH, TRAINING, VALIDATION, read_table, split
 
-TERMS = ['loss', 'nll', 'kl_y_0', 'kl_z', 'res']
-COLUMNS = ['step', *TERMS, 'lr', 'steps_per_s', 'val_psnr', 'best_psnr']
 FLUSH_INTERVAL = 30  # seconds
 
 
-class Scalars:
+class Events:
     """TensorBoard event file; its steps from `first` on replace those of earlier files.
 
     Events are written synchronously: SummaryWriter hangs when the disk is full.
@@ -35,9 +34,14 @@ class Scalars:
     def _write(self, step, **content):
         self.writer.write_event(Event(wall_time=time.time(), step=step, **content))
 
-    def write(self, step, values):
-        """Write scalars by name."""
-        values = [Summary.Value(tag=name, simple_value=v) for name, v in values.items()]
+    def write(self, step, scalars, pictures=None):
+        """Write scalars, and pictures (bytes of a PNG or GIF file), by name."""
+        values = [Summary.Value(tag=name, simple_value=v) for name, v in scalars.items()]
+        for name, data in (pictures or {}).items():
+            width, height = Image.open(io.BytesIO(data)).size
+            picture = Summary.Image(width=width, height=height, colorspace=3,
+                                    encoded_image_string=data)
+            values.append(Summary.Value(tag=name, image=picture))
         with writing(self.path):
             self._write(step, summary=Summary(value=values))
             if time.monotonic() > self.flushed + FLUSH_INTERVAL:
@@ -57,57 +61,82 @@ class RunLog:
     folder : path
     step, validated : int
         Step that the run starts from, and that of its last validation; 0 for a new run.
+    times : sequence of int
+        Of predicted frames, whose PSNR is logged.
     main : bool
         Whether this process is the one that writes.
     """
 
-    def __init__(self, folder, step, validated, main=True):
-        self.main = main
+    def __init__(self, folder, step, validated, times, main=True):
+        self.main, self.folder = main, Path(folder)
+        self.columns = {'log.csv': TRAINING,
+                        'validation.csv': VALIDATION + [f'psnr_{t}' for t in times]}
         if not main:
             return
-        self.path = Path(folder) / 'log.csv'
-        rows = self._read(step, validated) if step and self.path.exists() else []
-        with replacing(self.path) as tmp, open(tmp, 'w', newline='') as f:
-            writer = csv.DictWriter(f, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        self.tensorboard = Scalars(folder, step + 1)
+        rows = self._read_all() if step else {name: [] for name in self.columns}
+        # log.csv last: until then, that of an earlier run has the rows of both
+        for name, last in (('validation.csv', validated), ('log.csv', step)):
+            path = self.folder / name
+            with replacing(path) as tmp, open(tmp, 'w', newline='') as f:
+                writer = csv.DictWriter(f, self.columns[name])
+                writer.writeheader()
+                writer.writerows(row for row in rows[name] if int(row['step']) <= last)
+        self.events = Events(folder, step + 1)
 
-    def _read(self, step, validated):
-        """Complete rows up to a step; a row truncated by a kill lacks columns.
+    def _read_all(self):
+        """Complete rows of both tables, also if an earlier version wrote them to log.csv."""
+        header, log = self._read('log.csv', TRAINING, BOTH)
+        if header == BOTH:
+            return dict(zip(self.columns, split(log)))
+        _, validation = self._read('validation.csv', self.columns['validation.csv'])
+        return {'log.csv': log, 'validation.csv': validation}
 
-        A log that cannot be read is moved aside.
-        """
+    def _read(self, name, *headers):
+        """Header and complete rows of a table; one that cannot be read is moved aside."""
+        path = self.folder / name
+        if not path.exists():
+            return headers[0], []
         try:
-            with writing(self.path), open(self.path, newline='') as f:
-                table = csv.DictReader(f)
-                if table.fieldnames != COLUMNS:
-                    raise ValueError('it has other columns')
-                rows = list(table)
-            return [row for row in rows
-                    if list(row) == COLUMNS and None not in row.values()
-                    and re.fullmatch('[0-9]+', row['step'])
-                    and int(row['step']) <= (validated if row['val_psnr'] else step)]
+            with writing(path):
+                header, rows = read_table(path)
+            if header not in headers:
+                raise ValueError('it has other columns')
+            return header, rows
         except (ValueError, csv.Error) as error:
-            aside = next(p for i in itertools.count(1)
-                         if not os.path.lexists(p := f'{self.path}.{i}'))
-            with writing(aside, self.path):
-                os.rename(self.path, aside)
-            print(f'note: {self.path} is not the log of a run ({error}); it is now {aside}, '
+            aside = next(p for i in itertools.count(1) if not os.path.lexists(p := f'{path}.{i}'))
+            with writing(aside, path):
+                os.rename(path, aside)
+            print(f'note: {path} is not the log of a run ({error}); it is now {aside}, '
                   'and a new one begins')
-            return []
+            return headers[0], []
 
     def write(self, step, **values):
-        """Write one row; missing columns stay empty."""
-        if not self.main:
-            return
-        row = io.StringIO()
-        csv.DictWriter(row, COLUMNS).writerow({'step': step, **values})
-        with writing(self.path), open(self.path, 'a', newline='') as f:
-            f.write(row.getvalue())
-        self.tensorboard.write(step, {
-            ('validation/' if name.endswith('psnr') else 'train/') + name: value
-            for name, value in values.items()})
+        """Write a row of training."""
+        if self.main:
+            self._append('log.csv', {'step': step, **values})
+            self.events.write(step, {f'train/{name}': value for name, value in values.items()})
+
+    def write_validation(self, step, scores, psnr, pictures):
+        """Write a row of validation.
+
+        Parameters
+        ----------
+        scores : dict of float by column
+        psnr : list of float
+            PSNR of each predicted frame.
+        pictures : dict of bytes by name
+            Of PNG or GIF files.
+        """
+        columns = self.columns['validation.csv'][len(VALIDATION):]
+        self._append('validation.csv', {'step': step, **scores, **dict(zip(columns, psnr))})
+        self.events.write(step, {f'validation/{name}': value for name, value in scores.items()},
+                          {f'validation/{name}': data for name, data in pictures.items()})
+
+    def _append(self, name, row):
+        line, path = io.StringIO(), self.folder / name
+        csv.DictWriter(line, self.columns[name]).writerow(row)
+        with writing(path), open(path, 'a', newline='') as f:
+            f.write(line.getvalue())
 
     def __enter__(self):
         return self
@@ -116,7 +145,7 @@ class RunLog:
         if not self.main:
             return
         if kind is None:
-            self.tensorboard.close()
+            self.events.close()
             return
         with contextlib.suppress(WriteError):  # would hide the error that came before
-            self.tensorboard.close()
+            self.events.close()

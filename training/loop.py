@@ -1,7 +1,6 @@
 """A training run: steps, validation, logs and checkpoints."""
 
 import contextlib
-import itertools
 import math
 import signal
 import statistics
@@ -11,12 +10,12 @@ from pathlib import Path
 import torch
 
 from checkpoint import save
-from data.stream import BatchStream, chunks, make_loader
+from data.stream import BatchStream, make_loader
 from distributed import Stopped, StopSignal
 from files import UserError, progress_bar
+from logs import TERMS
 from model import build_model, loss
-from sampling import Chunk, draw_noise, validation_psnr
-from training.log import TERMS, RunLog
+from training.log import RunLog
 from training.parallel import distribute
 from training.precision import Precision, amp_dtype, build_precision
 from training.state import (
@@ -27,6 +26,7 @@ from training.state import (
     restore_optimizer,
     write_state,
 )
+from training.validation import draw, validate
 from utils import stream_generator, to_video
 
 
@@ -149,7 +149,7 @@ class Trainer:
         Returns
         -------
         dict
-            Loss and its terms (`log.TERMS`), float, of the whole batch.
+            Loss and its terms (`logs.TERMS`), float, of the whole batch.
 
         Raises
         ------
@@ -197,39 +197,28 @@ class Trainer:
     # Validation
 
     def validate(self, stop):
-        """Score the best of N predictions (`validation_psnr`); save the best model so far."""
+        """Score the validation videos; save the best model so far. Returns the `Scores`."""
         self.model.eval()
-        scores = self.world.sum(self.score_validation_videos(stop).tolist())
+        scores = validate(self.model, self.val_stream, self.config, self.device, self.world, stop)
         self.model.train()
-        self.score, self.validated = statistics.fmean(scores), self.step
+        self.score, self.validated = statistics.fmean(scores.psnr), self.step
         if self.score > self.best:
             self.best = self.score
             if self.world.main:
                 save(self.folder / 'model_best.pt', self.model.state_dict())
-
-    def score_validation_videos(self, stop):
-        """PSNR of the validation videos, zero for those of other processes: tensor (N,)."""
-        c, world = self.config, self.world
-        chunk = Chunk(self.model)
-        scores = torch.zeros(c.n_iter_test * c.batch_size_test, dtype=torch.float64)
-        batches = chunks(world.part(len(scores)), c.batch_size_test)
-        # The last process has the most; all look for a signal as often
-        rounds = -(-len(world.part(len(scores), world.size - 1)) // c.batch_size_test)
-        bar = progress_bar(range(rounds), 'validation', leave=False, unit='batch',
-                           disable=None if world.main else True)
-        with make_loader(self.val_stream, batches, min(c.n_workers, 1)) as loader:
-            for _, item in itertools.zip_longest(bar, zip(batches, loader)):
-                self.stopped = any(world.sum([stop.received is not None]))
-                if self.stopped:
-                    raise Stopped
-                if item is None:  # this process has fewer batches than the last one
-                    continue
-                videos, x = item[0], to_video(item[1], self.device)
-                noise = draw_noise(self.model, c.seed, 'val', videos, c.n_samples_test,
-                                   c.seq_len_test)
-                scores[videos.start:videos.stop] = validation_psnr(
-                    self.model, x, c.nt_cond, noise, chunk)
         return scores
+
+    def report_validation(self, scores, log, bar):
+        """Log the scores of a validation, draw its pictures, and print a line."""
+        if not self.world.main:
+            return
+        c, ssim = self.config, statistics.fmean(scores.ssim)
+        log.write_validation(
+            self.step, {'val_psnr': self.score, 'best_psnr': self.best, 'val_ssim': ssim},
+            scores.psnr_t.mean(0).tolist(),
+            draw(self.folder / 'validation', scores, self.step, c.nt_cond))
+        bar.write(f'step {self.step:,}: validation PSNR {self.score:.2f} dB, '
+                  f'best {self.best:.2f} dB, SSIM {ssim:.4f}')
 
     # The run
 
@@ -240,9 +229,9 @@ class Trainer:
         if self.world.size > 1:
             self.network = distribute(self.model, self.device, self.world)
         self.model.train()
-        main = self.world.main
+        main, times = self.world.main, range(self.config.nt_cond, self.config.seq_len_test)
         with StopSignal(self.world, 'saving the state') as stop, \
-                RunLog(self.folder, self.step, self.validated, main) as log, \
+                RunLog(self.folder, self.step, self.validated, times, main) as log, \
                 progress_bar(total=self.n_steps, initial=self.step, unit='step', smoothing=0.05,
                              disable=not main) as bar, self.make_train_loader() as loader:
             try:
@@ -262,8 +251,7 @@ class Trainer:
             self.save_due_state()  # before the validation too, which may take long
             if self.is_due(c.val_interval) and self.validated != self.step:
                 with clock.paused():
-                    self.validate(stop)
-                    self.report_validation(log, bar)
+                    self.report_validation(self.validate(stop), log, bar)
             self.save_due_state()
             if self.step == self.n_steps:
                 return
@@ -293,12 +281,6 @@ class Trainer:
         if self.is_due(self.config.state_interval):
             self.save_state()
 
-    def report_validation(self, log, bar):
-        log.write(self.step, val_psnr=self.score, best_psnr=self.best)
-        if self.world.main:
-            bar.write(f'step {self.step:,}: validation PSNR {self.score:.2f} dB, '
-                      f'best {self.best:.2f} dB')
-
     def log_terms(self, log, speed):
         """Log the means of the loss terms since the last row, and the speed in steps/s."""
         log.write(self.step, **{k: s / self.n_summed for k, s in zip(TERMS, self.sums)},
@@ -306,7 +288,11 @@ class Trainer:
         self.sums, self.n_summed = [0.] * len(TERMS), 0
 
     def show_progress(self, bar, terms):
-        shown = {k: f'{terms[k]:.5g}' for k in TERMS[:4]}
+        c = self.config
+        n = c.seq_len * c.nc * c.nx ** 2
+        shown = {'loss/pixel': terms['loss'] / n, 'nll/pixel': terms['nll'] / n,
+                 'kl_y_0': terms['kl_y_0'], 'kl_z': terms['kl_z']}
+        shown = {name: f'{value:.4g}' for name, value in shown.items()}
         shown['val'] = f'{self.score:.2f} dB' if self.validated else '-'
         bar.set_postfix(shown, refresh=False)
         bar.update()

@@ -68,9 +68,11 @@ def read_state(folder):
 
 def remove_temporary(folder):
     """Remove what a run that was killed while saving left; other scripts' files stay."""
-    for name in ('state.pt', 'model*.pt', 'log.csv', 'config.json'):
+    for name in ('state.pt', 'model*.pt', 'log.csv', 'validation.csv', 'config.json'):
         for tmp in folder.glob(f'.{name}.*.tmp'):
             tmp.unlink()
+    for tmp in folder.glob('validation/.step_*.tmp'):
+        tmp.unlink()
 
 
 def restore_optimizer(optimizer, state, scaled):
