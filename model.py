@@ -112,7 +112,7 @@ class SRVP(nn.Module):
         super().__init__()
         if nx not in module.SIZES:
             raise ValueError(f'nx: expected one of {module.SIZES}, found {nx}')
-        self.ny, self.nz, self.nt_inf = ny, nz, nt_inf
+        self.nx, self.ny, self.nz, self.nt_inf = nx, ny, nz, nt_inf
         self.n_euler_steps, self.skipco, self.rule = n_euler_steps, skipco, dynamics
         self.encoder = module.ENCODERS[archi](nc, nhx, nf, nx)
         self.decoder = module.DECODERS[archi](nc, nh_inf + ny, nf, nx, skipco)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import test as test_script
 from args import config_dict, parse_train
@@ -26,8 +27,9 @@ from data import load_test
 from data.digits import load_digits
 from data.mmnist import make_test_set
 from distributed import World
+from files import count
 from metrics.lpips import CONVOLUTIONS, LPIPS
-from model import build_model
+from model import build_model, loss
 from published import PUBLISHED
 from sampling import draw_noise
 from tests import plain
@@ -130,10 +132,10 @@ def plain_training(config, batch):
     def step():
         x = to_video(batch, DEVICE).contiguous()
         optimizer.zero_grad()
-        loss = plain.loss(x, plain.forward(model, x, config.seq_len), **weights)
-        loss.backward()
+        value = plain.loss(x, plain.forward(model, x, config.seq_len), **weights)
+        value.backward()
         optimizer.step()
-        return loss.item()
+        return value.item()
     return step
 
 
@@ -288,9 +290,24 @@ def training_rows(repeats):
                    f'{VARIANTS[variant]}', f'{plain_s:.3g}', f'{seconds:.3g}', f'{ratio:.2f}')
 
 
+def count_operations(preset, nx):
+    """TFLOP of a training step of one video, at full width."""
+    config = get_config(preset, '--nx', str(nx))
+    with torch.device('meta'), FlopCounterMode(display=False) as counter:
+        x = torch.empty(config.seq_len, 1, config.nc, nx, nx)
+        out = build_model(config).train()(x, config.seq_len)
+        loss(x, out, obs_scale=1, beta_y=1, beta_z=1, l2_res=1).loss.backward()
+    return counter.get_total_flops() / 1e12
+
+
 def size_rows(repeats):
     """Yield the rows of the table: what, at 64 x 64, at a larger size, ratio."""
     for preset, name in NAMES.items():
+        operations = {nx: count_operations(preset, nx) for nx in (64, 128, 256)}
+        for nx in (128, 256):
+            yield (f'{name}, full width, TFLOP of a training step of 1 video: 64 x 64 / {nx} x '
+                   f'{nx}, {(nx // 64) ** 2} times the pixels', f'{operations[64]:.3g}',
+                   f'{operations[nx]:.3g}', f'{operations[nx] / operations[64]:.2f}')
         runs = [Variant('size', preset, str(nx)) for nx in (64, 128, 256)]
         for run in runs:  # warm up
             run()
@@ -300,8 +317,8 @@ def size_rows(repeats):
         medians, ratios = np.median(rounds, 0), np.median(rounds / rounds[:, :1], 0)
         for i, nx in ((1, 128), (2, 256)):
             for k, unit in enumerate(('seconds', 'MB of memory')):
-                yield (f'{name}, training step of {SIZED_BATCH[preset]} videos, {unit}: 64 x 64 / '
-                       f'{nx} x {nx}, {(nx // 64) ** 2} times the pixels',
+                yield (f'{name}, training step of {count(SIZED_BATCH[preset], "video")}, {unit}: '
+                       f'64 x 64 / {nx} x {nx}, {(nx // 64) ** 2} times the pixels',
                        f'{medians[0, k]:.3g}', f'{medians[i, k]:.3g}', f'{ratios[i, k]:.2f}')
 
 

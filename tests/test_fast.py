@@ -252,8 +252,9 @@ def test_widest_is_the_largest_activation(frozen, monkeypatch):
     assert max(sizes) == 2 * 3 * frozen.decoder.widest
 
 
-@pytest.mark.parametrize('free, cached, size', [(28.5, 1.5, 30), (1e6, 0, 4096), (0.5, 0, 1)])
-def test_chunk_on_a_gpu_fits_the_free_memory(free, cached, size, monkeypatch):
+@pytest.mark.parametrize('free, cached, nx, size', [
+    (28.5, 1.5, 64, 30), (1e6, 0, 64, 4096), (1e6, 0, 256, 256), (0.5, 0, 64, 1)])
+def test_chunk_on_a_gpu_fits_the_free_memory(free, cached, nx, size, monkeypatch):
     """In units of what a frame needs: eight times its largest activation, in float32."""
     unit = 8 * 4 * 1000
     for name, value in (('mem_get_info', (int(free * unit), 2 * int(free * unit))),
@@ -261,9 +262,14 @@ def test_chunk_on_a_gpu_fits_the_free_memory(free, cached, size, monkeypatch):
                         ('memory_allocated', 7 * unit)):
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     parameter = SimpleNamespace(device=torch.device('cuda'))
-    model = SimpleNamespace(parameters=lambda: iter([parameter]),
+    model = SimpleNamespace(parameters=lambda: iter([parameter]), nx=nx,
                             decoder=SimpleNamespace(widest=1000))
     assert Chunk(model).size == size
+
+
+@pytest.mark.parametrize('nx, size', [(32, 512), (64, 128), (128, 32), (256, 8)])
+def test_chunk_on_a_cpu_has_as_many_pixels_at_each_size(nx, size):
+    assert Chunk(build('dcgan', True, 1, 1, nx)).size == size
 
 
 @pytest.mark.parametrize('error', [torch.cuda.OutOfMemoryError('CUDA out of memory'),
