@@ -323,7 +323,7 @@ def check_frames(config, where='--'):
     if config.nx not in sizes:
         possible = ' or '.join(map(str, sizes))
         raise UserError(f'{where}nx {config.nx}: frames of {config.dataset} are {possible} pixels '
-                        f'wide and high; use {possible}')
+                        'wide and high; use such a size')
     if config.nc not in CHANNELS[config.dataset]:
         possible = ' or '.join(map(str, CHANNELS[config.dataset]))
         noun = 'channel' if possible == '1' else 'channels'

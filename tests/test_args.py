@@ -136,7 +136,7 @@ def test_resumed_run_may_change_some_options(tmp_path):
     (['--nc', '3'], '--nc 3: frames of smmnist have 1 channel; use 1'),
     (['--nx', '48'], '--nx 48: frames of smmnist are 32 or 64 or 128 or 256 pixels wide'),
     (['--preset', 'bair', '--nx', '128'],
-     '--nx 128: frames of bair are 64 pixels wide and high; use 64'),
+     '--nx 128: frames of bair are 64 pixels wide and high; use such a size'),
     (['--lr_scheduling_burnin', '0', '--lr_scheduling_n_iter', '0'], 'no step to train'),
     (['--subsampling', '4'], '--subsampling 4 belongs to --dataset human'),
     (['--dataset', 'kth', '--deterministic'], '--deterministic True belongs to --dataset smmnist'),
