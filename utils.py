@@ -1,5 +1,6 @@
 """Random numbers and devices."""
 
+import contextlib
 import ctypes
 
 import numpy as np
@@ -65,6 +66,12 @@ def keep_memory():
     # The second is the maximum of older versions
     if mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25):
         mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
+
+
+def release_memory():
+    """Return freed memory to the system: kept for long, it becomes fragmented and grows."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def require_memory(needed, device, advice):

@@ -15,6 +15,7 @@ from files import UserError, progress_bar
 from metrics.scoring import LastFrame
 from metrics.summary import summary
 from sampling import Chunk, Futures, draw_noise
+from utils import release_memory
 
 
 def run(resolve):
@@ -84,7 +85,9 @@ def evaluate(task, partial, world):
 
         def run_batch(k):
             mine.add(k)
-            return evaluate_batch(task, batches[k], predict, on_sample)
+            data = evaluate_batch(task, batches[k], predict, on_sample)
+            release_memory()
+            return data
 
         def deliver(k, data):
             partial.add(k, data)

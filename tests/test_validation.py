@@ -84,6 +84,13 @@ def test_other_processes_show_nothing():
     np.testing.assert_allclose(part.psnr[3:], scores.psnr[3:], rtol=1e-4)
 
 
+def test_no_video_of_process_0_is_no_picture(tmp_path):
+    """There are more processes than validation videos."""
+    scores = scored(1)[0]._replace(shown=[])
+    assert list(validation.draw(tmp_path / 'validation', scores, 6, 3)) == ['psnr_by_frame']
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('nc', [1, 3])
 def test_strip_shows_the_frames(nc, tmp_path):
     scores, config, _, _ = scored(nc)

@@ -212,11 +212,11 @@ class Trainer:
         """Log the scores of a validation, draw its pictures, and print a line."""
         if not self.world.main:
             return
-        c, ssim = self.config, statistics.fmean(scores.ssim)
+        ssim = statistics.fmean(scores.ssim)
         log.write_validation(
             self.step, {'val_psnr': self.score, 'best_psnr': self.best, 'val_ssim': ssim},
             scores.psnr_t.mean(0).tolist(),
-            draw(self.folder / 'validation', scores, self.step, c.nt_cond))
+            draw(self.folder / 'validation', scores, self.step, self.config.nt_cond))
         bar.write(f'step {self.step:,}: validation PSNR {self.score:.2f} dB, '
                   f'best {self.best:.2f} dB, SSIM {ssim:.4f}')
 

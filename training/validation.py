@@ -140,6 +140,11 @@ def draw(folder, scores, step, nt_cond):
     dict of bytes
         Content of the picture files by name: strip, videos, psnr_by_frame.
     """
+    curve = io.BytesIO()
+    draw_curve(scores.psnr_t.mean(0), nt_cond).save(curve, 'PNG')
+    pictures = {'psnr_by_frame': curve.getvalue()}
+    if not scores.shown:  # there are more processes than videos
+        return pictures
     with writing(folder):
         folder.mkdir(exist_ok=True)
     strip, videos = (folder / f'step_{step}.{suffix}' for suffix in ('png', 'gif'))
@@ -148,7 +153,4 @@ def draw(folder, scores, step, nt_cond):
     picture = draw_strip(scores.shown, nt_cond, caption)
     frames.write_picture(strip, picture, compress_level=1)  # the fastest
     write_mosaic(videos, scores.shown, nt_cond)
-    curve = io.BytesIO()
-    draw_curve(scores.psnr_t.mean(0), nt_cond).save(curve, 'PNG')
-    return {'strip': strip.read_bytes(), 'videos': videos.read_bytes(),
-            'psnr_by_frame': curve.getvalue()}
+    return pictures | {'strip': strip.read_bytes(), 'videos': videos.read_bytes()}
