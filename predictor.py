@@ -13,7 +13,7 @@ from args import load_config
 from checkpoint import load_model
 from data.stream import chunks
 from metrics.scoring import quantise
-from module import NX, FrozenDecoder
+from module import FrozenDecoder
 from sampling import Chunk, Futures, check_memory, draw_noise
 from utils import to_video
 
@@ -75,7 +75,7 @@ def checked(name, value, kind):
 class Predictor:
     """A trained model, which samples continuations of videos.
 
-    Conditioning frames are (T, 64, 64, C), or (T, 64, 64) if they are grey: a NumPy array or a
+    Conditioning frames are (T, H, W, C), or (T, H, W) if they are grey: a NumPy array or a
     tensor, uint8 or floats in [0, 1]. (N, T, …) is a batch of videos. Results are of the same kind:
     library, device, batch axis, and, of frames, type and channel axis.
 
@@ -111,7 +111,7 @@ class Predictor:
 
         Parameters
         ----------
-        frames : array or tensor ([N,] T, 64, 64[, C])
+        frames : array or tensor ([N,] T, H, W[, C])
             Conditioning frames.
         n_samples : int
             Futures per video.
@@ -125,7 +125,7 @@ class Predictor:
 
         Returns
         -------
-        array or tensor ([N,] n_samples, nt, 64, 64[, C])
+        array or tensor ([N,] n_samples, nt, H, W[, C])
 
         Raises
         ------
@@ -145,14 +145,14 @@ class Predictor:
 
         Parameters
         ----------
-        frames_a, frames_b : array or tensor ([N,] T, 64, 64[, C])
+        frames_a, frames_b : array or tensor ([N,] T, H, W[, C])
             Content and motion come from these; two videos, or two batches of the same size.
         n_samples, nt, **options
             As of `predict`, for the motion.
 
         Returns
         -------
-        array or tensor ([N,] n_samples, T + nt, 64, 64[, C])
+        array or tensor ([N,] n_samples, T + nt, H, W[, C])
             The first T frames are those of the motion that was given.
         """
         return self.decode(frames_a, self.y(frames_b, n_samples, nt, **options))
@@ -186,7 +186,7 @@ class Predictor:
 
         Parameters
         ----------
-        frames : array or tensor ([N,] T, 64, 64[, C])
+        frames : array or tensor ([N,] T, H, W[, C])
             Content comes from these.
         y : array or tensor ([N,] …, nt, ny)
             States, such as those of all samples.
@@ -195,7 +195,7 @@ class Predictor:
 
         Returns
         -------
-        array or tensor ([N,] …, nt, 64, 64[, C])
+        array or tensor ([N,] …, nt, H, W[, C])
         """
         given = self._read(frames)
         y = self._vectors('y', y, given, '…, nt, ', self.model.ny)
@@ -242,15 +242,16 @@ class Predictor:
         if not isinstance(frames, np.ndarray | torch.Tensor):
             raise TypeError('frames must be a NumPy array or a tensor, found '
                             f'{type(frames).__name__}')
-        nc, nt_inf, shape = self.config.nc, self.config.nt_inf, tuple(frames.shape)
+        nx, nc, nt_inf = self.config.nx, self.config.nc, self.config.nt_inf
+        shape = tuple(frames.shape)
         found = f'{shape} of {frames.dtype}'
         if str(frames.dtype).removeprefix('torch.') not in TYPES:
             raise TypeError(f'frames must be uint8, or floats in [0, 1], found {found}')
-        has_channels = shape[-3:] == (NX, NX, nc)
+        has_channels = shape[-3:] == (nx, nx, nc)
         axes = len(shape) - 2 - has_channels
-        is_grey = nc == 1 and shape[-2:] == (NX, NX)
+        is_grey = nc == 1 and shape[-2:] == (nx, nx)
         if not (has_channels or is_grey) or axes not in (1, 2) or 0 in shape:
-            expected = f'(T, {NX}, {NX}, {nc})' + f' or (T, {NX}, {NX})' * (nc == 1)
+            expected = f'(T, {nx}, {nx}, {nc})' + f' or (T, {nx}, {nx})' * (nc == 1)
             raise ValueError(f'frames must be {expected}, or a batch (N, T, …) of such videos, '
                              f'found {found}; resize them, and put channels last')
         if shape[axes - 1] < nt_inf:

@@ -37,14 +37,16 @@ def find(facts):
     Parameters
     ----------
     facts : dict
-        With `dataset` and, for smmnist, `deterministic`, `digits` and `ndigits`.
+        With `dataset`, the width of frames as `nx` or `size` (default: 64) and, for smmnist,
+        `deterministic`, `digits` and `ndigits`.
 
     Returns
     -------
     Published
         None if there is none.
     """
-    if (facts.get('digits', 'mnist'), facts.get('ndigits', 2)) != ('mnist', 2):
+    size = facts.get('size') or facts.get('nx') or 64
+    if (size, facts.get('digits', 'mnist'), facts.get('ndigits', 2)) != (64, 'mnist', 2):
         return None
     suffix = '_deterministic' if facts.get('deterministic') else ''
     return PUBLISHED.get(f'{facts["dataset"]}{suffix}')

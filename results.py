@@ -6,6 +6,9 @@ import shutil
 
 from files import UserError, exclusive, read_json, read_npz, reading, replacing, write_json
 
+# Of protocols of earlier versions, which do not say
+EARLIER = {'precision': 'float32', 'size': 64}
+
 
 def lock_results(folder):
     """Context in which no other process writes results to `folder`."""
@@ -121,6 +124,7 @@ class PartialResults:
     @staticmethod
     def _compare(before, now):
         """First difference of two tasks, None if they are equal."""
+        before, now = EARLIER | before, EARLIER | now
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 return f'{name} {before.get(name)}, found {now.get(name)}'

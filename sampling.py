@@ -64,7 +64,8 @@ class Chunk:
     ----------
     model : SRVP
     size : int
-        Default: chosen from the free memory of a GPU, or to fit the caches of a CPU.
+        Default: chosen from the free memory of a GPU, or to fit the caches of a CPU; as many pixels
+        at each size of frames.
     """
 
     def __init__(self, model, size=None):
@@ -73,11 +74,12 @@ class Chunk:
             free = (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
                     - torch.cuda.memory_allocated(device))
             widest = model.decoder.widest * 4  # bytes of the largest activation of a frame
-            size = min(4096, free // (8 * widest))  # two of these, a workspace and the metrics
-        self.size = 128 if size is None else max(1, size)
+            # Two of these, a workspace and the metrics
+            size = min(4096 * 64 ** 2 // model.nx ** 2, free // (8 * widest))
+        self.size = 128 * 64 ** 2 // model.nx ** 2 if size is None else max(1, size)
 
     def decode(self, decode, y):
-        """Frames (T, B, nc, 64, 64) of states y (T, B, ny), by the function `decode`."""
+        """Frames (T, B, nc, H, W) of states y (T, B, ny), by the function `decode`."""
         while True:
             rows = min(len(y), max(1, self.size // y.shape[1]))
             try:

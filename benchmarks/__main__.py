@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import data, fvd, roofline, speed
 
-PARTS = ['data', 'training', 'evaluation', 'roofline', 'fvd']
+PARTS = ['data', 'training', 'sizes', 'evaluation', 'roofline', 'fvd']
 
 
 def processor():
@@ -45,6 +45,7 @@ def main():
         folder = Path(folder)
         rows = {'data': lambda: data.rows(folder, args.gigabytes),
                 'training': lambda: speed.training_rows(args.repeats),
+                'sizes': lambda: speed.size_rows(args.repeats),
                 'evaluation': lambda: speed.evaluation_rows(args.repeats),
                 'roofline': roofline.rows,
                 'fvd': lambda: fvd.rows(folder)}

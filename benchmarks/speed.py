@@ -6,6 +6,7 @@ Each variant runs in a process of its own: `python -m benchmarks.speed KIND PRES
 import contextlib
 import io
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import test as test_script
 from args import config_dict, parse_train
@@ -25,8 +27,9 @@ from data import load_test
 from data.digits import load_digits
 from data.mmnist import make_test_set
 from distributed import World
+from files import count
 from metrics.lpips import CONVOLUTIONS, LPIPS
-from model import build_model
+from model import build_model, loss
 from published import PUBLISHED
 from sampling import draw_noise
 from tests import plain
@@ -48,6 +51,8 @@ if ON_GPU:
     DEVICE, SIZES = torch.device('cuda', 0), Sizes({'smmnist': 128, 'kth': 100}, 20, 1000, 100, 16)
 else:
     DEVICE, SIZES = torch.device('cpu'), Sizes({'smmnist': 16, 'kth': 4}, 1, 16, 20, 16)
+SIZED_BATCH = {'smmnist': 16, 'kth': 4} if ON_GPU else {'smmnist': 4, 'kth': 1}
+NARROW = 16  # width of networks for large frames on CPUs
 NAMES = {'smmnist': 'Moving MNIST', 'kth': 'KTH'}
 VARIANTS = {'here': 'here', 'half': 'here, bfloat16', 'compiled': 'here, bfloat16, --compile'}
 
@@ -74,18 +79,48 @@ def training(preset, variant):
     """Function that takes a training step and returns its loss."""
     options = ['--torch_amp'] if variant in ('half', 'compiled') else []
     config = get_config(preset, '--batch_size', str(SIZES.batch[preset]), *options)
-    size = (config.seq_len, config.batch_size, 64, 64, config.nc)
-    batch = torch.randint(256, size, dtype=torch.uint8)
-    if ON_GPU:
-        batch = batch.pin_memory()  # as from the loader
     if variant == 'plain':
-        return plain_training(config, batch)
-    run = Trainer(config, (None, None), DEVICE, World())
+        return plain_training(config, random_batch(config))
+    return trainer_step(config, variant == 'compiled')
+
+
+def random_batch(config):
+    """Random frames of a training step, uint8 (T, B, H, W, C)."""
+    size = (config.seq_len, config.batch_size, config.nx, config.nx, config.nc)
+    batch = torch.randint(256, size, dtype=torch.uint8)
+    return batch.pin_memory() if ON_GPU else batch  # as from the loader
+
+
+def trainer_step(config, compiled=False):
+    """Function that takes a step of `train.py` and returns its loss."""
+    run, batch = Trainer(config, (None, None), DEVICE, World()), random_batch(config)
     run.model.train()
-    if variant == 'compiled':
+    if compiled:
         run.model.compile_networks()
     not_stopped = SimpleNamespace(received=None)
     return lambda: run.train_step(batch, not_stopped)['loss']
+
+
+def sized_training(preset, nx):
+    """Function that takes a training step on frames of nx x nx, and returns the memory it took.
+
+    That is, the largest so far, in MB; on CPUs, above what there was before the first step.
+    """
+    width = [] if ON_GPU else ['--nf', str(NARROW)]
+    config = get_config(preset, '--nx', nx, '--batch_size', str(SIZED_BATCH[preset]), *width)
+    step, before = trainer_step(config), peak_memory()
+
+    def run():
+        step()
+        return peak_memory() - (0 if ON_GPU else before)
+    return run
+
+
+def peak_memory():
+    """Largest memory of this process so far, on its device, in MB."""
+    if ON_GPU:
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def plain_training(config, batch):
@@ -97,10 +132,10 @@ def plain_training(config, batch):
     def step():
         x = to_video(batch, DEVICE).contiguous()
         optimizer.zero_grad()
-        loss = plain.loss(x, plain.forward(model, x, config.seq_len), **weights)
-        loss.backward()
+        value = plain.loss(x, plain.forward(model, x, config.seq_len), **weights)
+        value.backward()
         optimizer.step()
-        return loss.item()
+        return value.item()
     return step
 
 
@@ -173,17 +208,19 @@ def serve(kind, preset, variant):
     """On each line of input, run a variant; print seconds per step or evaluation, and result."""
     if ON_GPU or variant != 'plain':  # the plain variant does not keep memory on CPUs
         get_device(DEVICE.index)
-    n = SIZES.n_steps if kind == 'training' else 1
+    n = 1 if kind == 'evaluation' else SIZES.n_steps
     silence = io.StringIO()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(silence):
         with contextlib.redirect_stdout(silence):
             if kind == 'training':
                 run = training(preset, variant)
+            elif kind == 'size':
+                run = sized_training(preset, variant)
             else:
                 run = evaluation(preset, variant, Path(folder))
         for _ in sys.stdin:
             with contextlib.redirect_stdout(silence):
-                if ON_GPU and kind == 'training':
+                if ON_GPU and kind != 'evaluation':
                     run()  # allocates memory again
                 synchronize()
                 start = time.perf_counter()
@@ -251,6 +288,38 @@ def training_rows(repeats):
         for variant, seconds, ratio in zip(variants, found, ratios):
             yield (f'{name}, training step of {SIZES.batch[preset]} videos, seconds: plain / '
                    f'{VARIANTS[variant]}', f'{plain_s:.3g}', f'{seconds:.3g}', f'{ratio:.2f}')
+
+
+def count_operations(preset, nx):
+    """TFLOP of a training step of one video, at full width."""
+    config = get_config(preset, '--nx', str(nx))
+    with torch.device('meta'), FlopCounterMode(display=False) as counter:
+        x = torch.empty(config.seq_len, 1, config.nc, nx, nx)
+        out = build_model(config).train()(x, config.seq_len)
+        loss(x, out, obs_scale=1, beta_y=1, beta_z=1, l2_res=1).loss.backward()
+    return counter.get_total_flops() / 1e12
+
+
+def size_rows(repeats):
+    """Yield the rows of the table: what, at 64 x 64, at a larger size, ratio."""
+    for preset, name in NAMES.items():
+        operations = {nx: count_operations(preset, nx) for nx in (64, 128, 256)}
+        for nx in (128, 256):
+            yield (f'{name}, full width, TFLOP of a training step of 1 video: 64 x 64 / {nx} x '
+                   f'{nx}, {(nx // 64) ** 2} times the pixels', f'{operations[64]:.3g}',
+                   f'{operations[nx]:.3g}', f'{operations[nx] / operations[64]:.2f}')
+        runs = [Variant('size', preset, str(nx)) for nx in (64, 128, 256)]
+        for run in runs:  # warm up
+            run()
+        rounds = np.array([[run() for run in runs] for _ in range(repeats)])  # (…, size, 2)
+        for run in runs:
+            run.close()
+        medians, ratios = np.median(rounds, 0), np.median(rounds / rounds[:, :1], 0)
+        for i, nx in ((1, 128), (2, 256)):
+            for k, unit in enumerate(('seconds', 'MB of memory')):
+                yield (f'{name}, training step of {count(SIZED_BATCH[preset], "video")}, {unit}: '
+                       f'64 x 64 / {nx} x {nx}, {(nx // 64) ** 2} times the pixels',
+                       f'{medians[0, k]:.3g}', f'{medians[i, k]:.3g}', f'{ratios[i, k]:.2f}')
 
 
 def evaluation_rows(repeats):

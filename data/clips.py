@@ -9,6 +9,8 @@ import numpy as np
 
 from files import UserError
 
+AGAIN = 'convert the videos again'
+
 
 def get_fold(n, train):
     """Indices of the training (95%) or validation fold of n items, as published, in order.
@@ -35,6 +37,8 @@ class Clips:
         Frames of the clips that will be drawn.
     subsampling : int
         Keep one frame in this many.
+    advice : str
+        What to do about frames of another size.
 
     Raises
     ------
@@ -42,9 +46,9 @@ class Clips:
         If the frames of a video have another size, or no video is long enough.
     """
 
-    def __init__(self, videos, nx, nc, nt, subsampling=1):
+    def __init__(self, videos, nx, nc, nt, subsampling=1, advice=AGAIN):
         self.nx, self.nc, self.step = nx, nc, subsampling
-        check_frames(videos, nx, nc)
+        check_frames(videos, nx, nc, advice)
         self.videos = [video for video in videos if len(video) >= self.span(nt)]
         short = describe_short(videos, self.span(nt))
         if not self.videos:
@@ -67,24 +71,29 @@ class Clips:
         return clips
 
 
-def fold_clips(videos, config, subsampling=1):
+def fold_clips(videos, config, advice, subsampling=1):
     """Sources of training and validation clips, from the two folds of training videos."""
     if len(videos) < 2:
         raise UserError(f'{videos[0].path} is the only training video; at least 2 are needed, for '
                         'training and validation')
     return [Clips([videos[i] for i in get_fold(len(videos), train)], config.nx, config.nc, nt,
-                  subsampling)
+                  subsampling, advice)
             for train, nt in ((True, config.seq_len), (False, config.seq_len_test))]
 
 
-def check_frames(videos, nx, nc):
+def check_frames(videos, nx, nc, advice=AGAIN):
     """Raise a UserError unless all videos have frames of nx x nx with nc channels or more."""
     for video in videos:
         H, W, C = (*video.frame_shape, 1)[:3]
         if (H, W) != (nx, nx) or C < nc:
             raise UserError(f'{video.path} has frames {"x".join(map(str, video.frame_shape))}, but '
-                            f'{nx}x{nx} with --nc {nc} is needed; convert the videos again, or use '
-                            'the right --nc')
+                            f'{nx}x{nx} with --nc {nc} is needed; {advice}, or use the right --nx '
+                            'and --nc')
+
+
+def convert_again(command):
+    """What to do about videos of another size than `command` converts to."""
+    return f'remove these and convert again with: {command}'
 
 
 def describe_short(videos, span):
@@ -97,9 +106,9 @@ def describe_short(videos, span):
             f' {examples}')
 
 
-def check_videos(videos, nx, nc, span):
+def check_videos(videos, nx, nc, span, advice=AGAIN):
     """As `check_frames`, and that all videos have at least `span` frames."""
-    check_frames(videos, nx, nc)
+    check_frames(videos, nx, nc, advice)
     if short := describe_short(videos, span):
         raise UserError(f'{short}; remove them, or use shorter clips (--nt_gen; --seq_len of '
                         'make_test_set.py)')
@@ -108,8 +117,8 @@ def check_videos(videos, nx, nc, span):
 class FirstFrames:
     """Test set of the first `nt` frames of videos, one in `subsampling`, from `path`."""
 
-    def __init__(self, videos, nx, nc, nt, path, subsampling=1):
-        check_videos(videos, nx, nc, (nt - 1) * subsampling + 1)
+    def __init__(self, videos, nx, nc, nt, path, subsampling=1, advice=AGAIN):
+        check_videos(videos, nx, nc, (nt - 1) * subsampling + 1, advice)
         self.clips, self.nc, self.nt, self.path, self.step = videos, nc, nt, path, subsampling
 
     def __len__(self):

@@ -268,4 +268,4 @@ def make_command(config, data_dir, nt):
     deterministic = '--deterministic ' if config.deterministic else ''
     return (f'python -m preprocessing.mmnist.make_test_set --data_dir {data_dir} {deterministic}'
             f'--seq_len {max(nt, 25)} --digit_source {config.digits} --digits {config.ndigits} '
-            f'--max_speed {config.max_speed}')
+            f'--max_speed {config.max_speed} --frame_size {config.nx}')

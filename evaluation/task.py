@@ -16,7 +16,7 @@ from metrics import METRICS
 from metrics.scoring import Scorer
 from model import build_model
 from pictures import report
-from results import PartialResults, check_results, lock_results
+from results import EARLIER, PartialResults, check_results, lock_results
 from sampling import check_memory
 from utils import describe
 
@@ -125,12 +125,11 @@ def check_earlier(task):
     earlier = read_json(path)
     if not all(isinstance(earlier.get(part), dict) for part in ('scores', 'protocol')):
         raise UserError(f'{path} is not from an evaluation: it lacks scores or protocol')
-    before, now = flatten(earlier['protocol']), flatten(task.protocol)
+    before, now = EARLIER | flatten(earlier['protocol']), flatten(task.protocol)
     if before.get('checkpoint_sha256') == now['checkpoint_sha256']:
         del now['checkpoint']  # another name of the same weights
     if None in (before.get('lpips_version'), now['lpips_version']):
         del now['lpips_version']  # there is no LPIPS in both
-    before.setdefault('precision', 'float32')  # of older results
     for key, value in now.items():
         if before.get(key, value) != value:
             raise UserError(f'{path} is from an evaluation with {key} {before[key]}, '

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import metrics.fvd
-from args import METRICS, PRESETS, add_i3d_options, preset_config
+from args import METRICS, NX, PRESETS, add_i3d_options, check_frames, preset_config
 from files import UserError, make_folder, progress_bar, run_script, write_json, write_npz
 from metrics.scoring import FixedFutures, Scorer, concatenate
 from metrics.summary import finite, score_lines, summarise, summary
@@ -37,6 +37,8 @@ def get_parser():
     parser.add_argument('--preset', choices=PRESETS, required=True,
                         help='published configuration: its test set and conditioning frames')
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
+    parser.add_argument('--nx', type=positive_int, default=NX,
+                        help='width and height of frames; published scores are of 64')
     published = ', '.join(f'{paper.nt_gen} ({preset})' for preset, paper in PUBLISHED.items())
     parser.add_argument('--nt_gen', type=positive_int,
                         help='number of frames, conditioning frames included; '
@@ -64,6 +66,8 @@ def resolve(argv=None):
     """Checked options, and the configuration of the preset."""
     args = get_parser().parse_args(argv)
     config = preset_config(args.preset)
+    config.nx = args.nx
+    check_frames(config)
     args.nt_cond, args.nt_gen = config.nt_cond, args.nt_gen or PUBLISHED[args.preset].nt_gen
     if args.nt_gen <= args.nt_cond:
         raise UserError(f'--nt_gen {args.nt_gen} leaves no frame to predict after the '
@@ -83,7 +87,8 @@ def check_shape(path, shape, scorer):
     if shape[1:] != expected:
         raise UserError(f'{path} has videos (T, H, W, C) of {shape[1:]}, expected {expected}: '
                         f'{args.preset} has {args.nt_cond} conditioning frames of --nt_gen '
-                        f'{args.nt_gen}; give predicted frames only, or the right --nt_gen')
+                        f'{args.nt_gen}; give predicted frames only, or the right --nt_gen and '
+                        '--nx')
     if shape[0] not in (scorer.n_videos, size):
         hint = f' (--n_videos: {scorer.n_videos})' if scorer.n_videos < size else ''
         raise UserError(f'{path} has {shape[0]} videos, but the test set has {size}{hint}; give '

@@ -151,6 +151,7 @@ class Scorer:
         """Print what is about to be computed."""
         args = self.args
         print(f'{what}: {count(self.n_videos, "video")} of {self.config.dataset}, '
+              f'{self.config.nx} x {self.config.nx}, '
               f'{count(args.nt_cond, "conditioning frame")}, '
               f'{count(args.nt_gen - args.nt_cond, "predicted frame")}{details}\n'
               f'test set: {self.testset.path}', flush=True)
@@ -163,7 +164,7 @@ class Scorer:
         names = ['dataset']
         if self.config.dataset == 'smmnist':
             names += ['digits', 'ndigits', 'max_speed', 'deterministic']
-        return {**{name: getattr(self.config, name) for name in names},
+        return {**{name: getattr(self.config, name) for name in names}, 'size': self.config.nx,
                 'test_set': self.testset.path.name, 'clips': self.n_videos,
                 'conditioning_frames': self.args.nt_cond,
                 'predicted_frames': self.args.nt_gen - self.args.nt_cond, 'samples': n_samples,

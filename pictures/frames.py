@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from files import replacing
 from pictures.encoding import Palette, write_gif, write_mp4
 
-SCALE = 3     # enlargement of frames
+SIDE = 192    # pixels that frames are enlarged to
 GAP = 4       # pixels between frames
 COLUMNS = 12  # frames in a row of a strip
 CAPTION = 28  # height of a line of text below a picture
@@ -27,7 +27,7 @@ class Heading(NamedTuple):
     span: int = 1
 
 
-def table(cells, headings, names=(), border=None, scale=SCALE):
+def table(cells, headings, names=(), border=None, side=SIDE):
     """Draw frames in rows and columns.
 
     Parameters
@@ -39,8 +39,8 @@ def table(cells, headings, names=(), border=None, scale=SCALE):
         To the left of the rows, one each; may be empty.
     border : tuple
         Colour of a border around frames; by default none.
-    scale : int
-        Enlargement of frames.
+    side : int
+        Frames are enlarged, by a whole number, to this width at most.
 
     Returns
     -------
@@ -50,6 +50,7 @@ def table(cells, headings, names=(), border=None, scale=SCALE):
     font = _font(len(cells[0]))
     names = [name if isinstance(name, Heading) else Heading(name) for name in names]
     H, W = next(frame for row in cells for frame in row if frame is not None).shape[:2]
+    scale = max(1, side // W)
     H, W, gap = H * scale, W * scale, GAP if border is None else 3 * GAP
     widest = max(int(font.getlength(h.text)) // h.span for h in headings)
     w, h = max(W + gap, widest + 3 * GAP), H + (GAP if border is None else 2 * GAP)  # of a cell

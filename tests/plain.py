@@ -9,7 +9,7 @@ from model import Noise, Output, normal_params, rsample
 
 
 def decode(decoder, w, y, skips=None):
-    """Frames (T, B, nc, 64, 64); the skips of a video are concatenated to each of its frames."""
+    """Frames (T, B, nc, H, W); the skips of a video are concatenated to each of its frames."""
     T, B = y.shape[:2]
     wy = torch.cat([w.expand(T, *w.shape), y], -1)
     h = decoder.first_upconv(wy.flatten(0, 1)[:, :, None, None])

@@ -134,7 +134,9 @@ def test_resumed_run_may_change_some_options(tmp_path):
     (['--seq_len_test', '5'], '--seq_len_test 5 leaves no frame to predict after --nt_cond 5'),
     (['--seq_len', '5'], r'--seq_len_test 5 leaves no frame .* \(default: --seq_len\)'),
     (['--nc', '3'], '--nc 3: frames of smmnist have 1 channel; use 1'),
-    (['--nx', '32'], '--nx 32'),
+    (['--nx', '48'], '--nx 48: frames of smmnist are 32 or 64 or 128 or 256 pixels wide'),
+    (['--preset', 'bair', '--nx', '128'],
+     '--nx 128: frames of bair are 64 pixels wide and high; use such a size'),
     (['--lr_scheduling_burnin', '0', '--lr_scheduling_n_iter', '0'], 'no step to train'),
     (['--subsampling', '4'], '--subsampling 4 belongs to --dataset human'),
     (['--dataset', 'kth', '--deterministic'], '--deterministic True belongs to --dataset smmnist'),
@@ -194,7 +196,7 @@ def test_names_are_those_of_the_modules():
     assert args.DIGIT_SOURCES == list(data.digits.SOURCES)
     assert args.METRICS == list(metrics.METRICS)
     assert list(args.CHANNELS) == list(data.DATASETS)
-    assert args.NX == module.NX
+    assert args.SIZES == module.SIZES
 
 
 def test_number():
@@ -226,10 +228,11 @@ def test_published_configuration_needs_no_more_keys(tmp_path):
     assert (config.seq_len, config.seq_len_test) == (None, 30)
     assert (config.digits, config.subsampling, config.dynamics) == ('mnist', 8, 'residual')
     assert not hasattr(config, 'nt_condition')
-    config = load_with(nf=None, skipco=None, ndigits=None)  # as if missing
-    assert (config.nf, config.skipco, config.ndigits) == (64, False, 2)
+    config = load_with(nf=None, skipco=None, ndigits=None, nx=None)  # as if missing
+    assert (config.nf, config.skipco, config.ndigits, config.nx) == (64, False, 2, 64)
+    assert load_with(nx=128).nx == 128
     for change, message in (
-            ({'nx': 32}, 'nx 32: the architectures require 64 x 64 frames'),
+            ({'nx': 96}, 'nx 96: frames of kth are 32 or 64 or 128 or 256 pixels wide'),
             ({'nc': 3}, 'nc 3: frames of kth have 1 channel; use 1'),
             ({'dynamics': 'gru'}, 'n_euler_steps 2: gru dynamics take one step per frame')):
         with pytest.raises(UserError, match=re.escape(f'{tmp_path}/config.json: {message}')):

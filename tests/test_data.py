@@ -304,15 +304,15 @@ def test_loading_a_test_set(data_dir, run_dir, tmp_path, monkeypatch, capsys):
 
 
 def test_command_for_a_test_set():
-    config = SimpleNamespace(deterministic=False, digits='mnist', ndigits=2, max_speed=4)
+    config = SimpleNamespace(deterministic=False, digits='mnist', ndigits=2, max_speed=4, nx=64)
     parse = script.get_parser().parse_args
     command = mmnist.make_command(config, 'DIR', 8)
     assert command.startswith('python -m preprocessing.mmnist.make_test_set --data_dir DIR ')
     assert parse(command.split()[3:]) == parse(['--data_dir', 'DIR', '--seq_len', '25'])
-    config = SimpleNamespace(deterministic=True, digits='mnist5k', ndigits=3, max_speed=9)
+    config = SimpleNamespace(deterministic=True, digits='mnist5k', ndigits=3, max_speed=9, nx=128)
     args = parse(mmnist.make_command(config, 'DIR', 30).split()[3:])
-    assert (args.deterministic, args.digit_source, args.digits, args.max_speed, args.seq_len) == (
-        True, 'mnist5k', 3, 9, 30)
+    assert (args.deterministic, args.digit_source, args.digits, args.max_speed, args.seq_len,
+            args.frame_size) == (True, 'mnist5k', 3, 9, 30, 128)
 
 
 WHOLE = np.zeros((6, 2, 64, 64), np.uint8)

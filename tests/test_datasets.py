@@ -19,14 +19,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import damage
 import train
+import visualize
+from args import parse_train
 from conftest import GOLDEN, ROOT, steps
-from data import load_test, load_train
+from data import find_size, load_test, load_train
 from data.clips import Clips, get_fold
 from data.kth import CLASSES
 from data.stream import BatchStream
 from data.video import ArrayVideo, NpzVideo, PngVideo, find_video, find_videos
 from files import UserError, exclusive, replacing_folder
+from pictures import frames as pictures
 from preprocessing.convert import Job, Unreadable, decode, find_ffmpeg, run_jobs, write_array
 from preprocessing.folder import convert as folder_convert
 from preprocessing.human import convert as human_convert
@@ -960,6 +964,97 @@ def test_presets_train_and_evaluate(dataset, options, nt_gen, clips, test_set, r
         samples = f['samples']
     assert samples.shape[0] == clips and samples.shape[-1] == (1 if dataset == 'kth' else 3)
     assert Image.open(xp_dir / 'pictures' / 'video_0000.png').width > 600
+
+
+def at_32(dataset, request, folder):
+    """Options of training on a dataset converted to 32 x 32 below `folder`, its data folder."""
+    size = ['--image_size', '32']
+    if dataset == 'folder':
+        own, out = request.getfixturevalue('own'), folder / 'out'
+        folder_convert.main(['--data_dir', str(own), '--out_dir', str(out), *size])
+        return out, '--dataset folder --nc 3 --nt_inf 2 --nt_cond 3 --seq_len 6'
+    source = request.getfixturevalue(dataset)
+    if dataset == 'kth':
+        shutil.copytree(source / 'raw', folder / 'raw', copy_function=os.link)
+        kth_convert.main(['--data_dir', str(folder), *size])
+        for name, trial in itertools.product(CLASSES, range(1, 5)):
+            first = folder / 'processed_32' / name / f'person01_{name}_d1.npy'
+            for person in range(21, 26):
+                link(first, first.with_name(f'person{person}_{name}_d{trial}.npy'))
+        kth_test_set.main(['--data_dir', str(folder), '--size', '2', '--seq_len', '12', *size])
+        return folder, '--preset kth --seq_len 12 --seq_len_test 12'
+    for subject in SUBJECTS:
+        shutil.copytree(source / f'S{subject}', folder / f'S{subject}', copy_function=os.link)
+    human_convert.main(['--data_dir', str(folder), *size])
+    human_test_set.main(['--data_dir', str(folder), '--size', '2', '--seq_len', '7',
+                         '--subsampling', '4'])
+    return folder, '--preset human --subsampling 4 --seq_len 4 --seq_len_test 5 --nt_cond 3'
+
+
+@pytest.mark.parametrize('dataset, nt_gen, clip, test_set', [
+    ('kth', 11, 'walking/person01_walking_d1', 'svg_test_set_12_32.npz'),
+    ('human', 5, 'train/S1-Directions.54138969', 'test_set_7_4'),
+    ('folder', 8, 'train/clip0.mp4', 'test')])
+def test_converted_size_is_that_of_everything(dataset, nt_gen, clip, test_set, request, tmp_path,
+                                              call):
+    """Without --nx; then folders of 64 x 64, where a model of 32 x 32 names what it needs."""
+    data_dir, options = at_32(dataset, request, tmp_path)
+    xp_dir, other = tmp_path / 'run', request.getfixturevalue(dataset)
+    argv = [*options.split(), *SMALL, '--save_path', str(xp_dir)]
+    assert train.main([*argv, '--data_dir', str(data_dir)]) == 0
+    assert json.loads((xp_dir / 'config.json').read_text())['nx'] == 32
+    common = ['--xp_dir', str(xp_dir), '--nt_gen', str(nt_gen)]
+    evaluate([*common, '--data_dir', str(data_dir), '--n_samples', '2', '--metrics', 'psnr'])
+    protocol = json.loads((xp_dir / 'results.json').read_text())['protocol']
+    assert (protocol['size'], protocol['test_set']) == (32, test_set)
+    clip = next(path.relative_to(data_dir / ('processed_32' if dataset == 'kth' else ''))
+                for path in data_dir.rglob(f'{Path(clip).name}.npy')).as_posix()
+    small = ['--n_iterations', '1', '--n_damages', '1']
+    damage.main([*common, '--data_dir', str(data_dir), '--video', clip, *small])
+    visualize.main(['samples', *common, '--data_dir', str(data_dir), '--index', '0', '--out',
+                    str(tmp_path / 'a.png')])
+    with Image.open(tmp_path / 'a.png') as picture:
+        assert picture.width > nt_gen * pictures.SIDE
+
+    command = f'preprocessing/{dataset}/convert.py --data_dir .* --image_size 32'
+    missing = {'kth': 'processed_32', 'human': 'has frames 64x64x3, but 32x32',
+               'folder': 'has frames 64x64x3, but 32x32'}[dataset]
+    scripts = [(train.main, [*argv[:-1], str(tmp_path / 'new'), '--nx', '32']),
+               (damage.main, [*common, '--video', clip, *small, '--out_dir', str(tmp_path / 'd')])]
+    for main, arguments in scripts:
+        code, _, err = call(main, *arguments, '--data_dir', other)
+        assert code == 2 and re.search(f'{other}.*{missing}.*{command}', err), err
+    code, _, err = call(evaluate, *common, '--data_dir', other, '--out_dir', tmp_path / 'e')
+    if dataset == 'kth':
+        command = 'preprocessing/kth/make_test_set.py .* --image_size 32'
+    assert code == 2 and re.search(command, err), err
+
+
+@pytest.mark.parametrize('sizes, expected', [
+    ([], 64), ([128], 128), ([48, 256], 256), ([48], 'processed_48 has frames of 48 pixels, but'),
+    ([128, 64], 'has processed_64 and processed_128; choose a size with --nx')])
+def test_size_of_kth(sizes, expected, tmp_path):
+    for size in sizes:
+        (tmp_path / f'processed_{size}').mkdir()
+    argv = ['--preset', 'kth', '--data_dir', str(tmp_path), '--save_path', 's']
+    if isinstance(expected, int):
+        assert parse_train(argv).nx == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            parse_train(argv)
+    assert parse_train([*argv, '--nx', '32']).nx == 32
+
+
+@pytest.mark.parametrize('size', [256, 100])
+def test_size_of_the_first_training_video(size, tmp_path):
+    (tmp_path / 'train').mkdir()
+    np.save(tmp_path / 'train' / 'a.npy', np.zeros((2, size, size, 3), np.uint8))
+    assert find_size('human', tmp_path, [size]) == size
+    assert find_size('bair', tmp_path, [size]) == find_size('human', None, [size]) == 64
+    message = (f'a.npy has frames of {size} pixels, but models have 32 or 64; remove it and '
+               'convert again, .* --image_size 64')
+    with pytest.raises(UserError, match=message):
+        find_size('folder', tmp_path, [32, 64])
 
 
 def evaluate(argv):

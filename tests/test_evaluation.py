@@ -24,7 +24,7 @@ import evaluation.task
 import train
 from args import load_config
 from checkpoint import load, load_model, load_weights, save
-from conftest import ROOT
+from conftest import ROOT, TINY, steps
 from data import load_test
 from distributed import Stopped
 from files import UserError, sha256
@@ -33,6 +33,7 @@ from metrics.scoring import quantise
 from metrics.summary import score_lines
 from model import build_model
 from pictures.frames import animation, strip
+from preprocessing.mmnist import make_test_set
 from results import replacing_results
 from sampling import Futures, draw_noise
 from utils import to_video
@@ -142,7 +143,7 @@ def test_results_json_has_scores_and_protocol(out_dir, run_dir, data_dir):
         'conditioning_frames': 3, 'predicted_frames': 5, 'samples': 6, 'n_euler_steps': 1,
         'seed': 1, 'lpips_version': '0.1', 'baseline': None, 'checkpoint': 'model.pt',
         'checkpoint_sha256': sha256(run_dir / 'model.pt'), 'digits': 'mnist5k', 'ndigits': 2,
-        'max_speed': 4, 'deterministic': False, 'precision': 'float32'}
+        'max_speed': 4, 'deterministic': False, 'precision': 'float32', 'size': 64}
     assert result['data_dir'] == str(data_dir) and '<metric>_t' in result['results.npz']
 
 
@@ -398,6 +399,37 @@ def test_damaged_batch(run_dir, data_dir, tmp_path, monkeypatch):
     assert len(evaluate(run_dir, data_dir, tmp_path)['psnr']) == 5
 
 
+# Sizes
+
+@pytest.mark.parametrize('nx', [32, 128])
+def test_other_sizes_of_frames(nx, lpips_dir, tmp_path, call):
+    """Training, all metrics and pictures of Moving MNIST; a set of another size is named."""
+    data, xp_dir = tmp_path / 'data', tmp_path / 'run'
+    make_test_set.main(['--data_dir', str(data), '--seq_len', '8', '--digit_source', 'mnist5k',
+                        '--frame_size', str(nx)])
+    train.main([*TINY, '--nx', str(nx), '--archi', 'vgg', '--skipco', *steps(1, 1), '--data_dir',
+                str(data), '--save_path', str(xp_dir)])
+    argv = ['--xp_dir', xp_dir, '--data_dir', data, '--lpips_dir', lpips_dir, '--nt_gen', 8,
+            '--n_samples', 2, '--n_videos', 2, '--n_pictures', 1]
+    code, out, err = call(script.main, *argv)
+    assert code == 0, err
+    record = results(xp_dir)
+    assert record['protocol']['size'] == nx
+    assert record['scores'].keys() == {'psnr', 'ssim', 'lpips'}
+    assert f'2 videos of smmnist, {nx} x {nx}, 3 conditioning frames' in out
+    assert arrays(xp_dir, 'random_1')['samples'].shape == (2, 5, nx, nx, 1)
+    with Image.open(xp_dir / 'pictures' / 'video_0000.png') as picture:
+        assert picture.width > 8 * max(nx, 192 // nx * nx)
+    path = data / f'smmnist5k_test_2digits_{nx}.npz'
+    moved = path.rename(tmp_path / path.name)
+    code, _, err = call(script.main, *argv)
+    assert code == 2 and f'{path} does not exist; make it with: ' in err
+    assert f'--frame_size {nx}' in err
+    np.savez(path, sequences=arrays(moved.parent, moved.stem)['sequences'][..., 1:, 1:])
+    code, _, err = call(script.main, *argv)
+    assert code == 2 and f'{path}: sequences must be uint8 (T, N, {nx}, {nx}), found' in err
+
+
 # Precision, checkpoints
 
 def test_half_precision(run_dir, data_dir, earlier, tmp_path):
@@ -410,10 +442,11 @@ def test_half_precision(run_dir, data_dir, earlier, tmp_path):
         evaluate(run_dir, data_dir, tmp_path)
     path = tmp_path / 'results.json'  # of an earlier version
     record = results(earlier)
-    del record['protocol']['precision']
+    del record['protocol']['precision'], record['protocol']['size']
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match='with precision float32, found bfloat16 now'):
         evaluate(run_dir, data_dir, tmp_path, '--torch_amp')
+    evaluate(run_dir, data_dir, tmp_path)  # the same size, 64
     with pytest.raises(UserError, match='last_frame has no network; leave it out'):
         evaluate(run_dir, data_dir, tmp_path, '--torch_amp', '--baseline', 'last_frame')
 

@@ -24,14 +24,16 @@ from tests import plain
 
 SIZES = [(1, 1), (1, 3), (2, 3), (3, 1)]  # T, B
 
-# Architecture, skip connections, channels, width
-MODELS = [(archi, skipco, nc, 4) for archi in ('dcgan', 'vgg') for skipco in (False, True)
-          for nc in (1, 3)] + [('dcgan', True, 1, 1), ('vgg', True, 1, 1)]
+# Architecture, skip connections, channels, width, size of frames
+MODELS = [*((archi, skipco, nc, 4, 64) for archi in ('dcgan', 'vgg') for skipco in (False, True)
+            for nc in (1, 3)),
+          *((archi, True, 1, 1, nx) for archi in ('dcgan', 'vgg') for nx in (32, 64, 128, 256)),
+          ('dcgan', False, 3, 2, 32), ('vgg', False, 3, 2, 128)]
 
 
-def config_of(archi='dcgan', skipco=False, nc=1, nf=2, n_euler_steps=1):
+def config_of(archi='dcgan', skipco=False, nc=1, nf=2, nx=64, n_euler_steps=1):
     config = parse_train([*TINY, '--data_dir', 'd', '--save_path', 's', '--archi', archi,
-                          '--nf', str(nf), '--n_euler_steps', str(n_euler_steps)])
+                          '--nf', str(nf), '--nx', str(nx), '--n_euler_steps', str(n_euler_steps)])
     config.skipco, config.nc = skipco, nc
     return config
 
@@ -49,7 +51,7 @@ def build(*params):
                 if isinstance(m, nn.BatchNorm2d):
                     m.bias.normal_(0, 0.1)
             for _ in range(5):
-                model(torch.rand(5, 4, params[2], 64, 64), 5)  # batch norm statistics
+                model(torch.rand(5, 4, *frame_shape(model)), 5)  # batch norm statistics
     return model
 
 
@@ -77,13 +79,16 @@ def inputs(model, T, B, dtype=torch.float32):
     skips = None
     if model.skipco:
         with torch.no_grad():
-            _, shapes = model.encode(torch.zeros(1, 1, channels(model), 64, 64).to(draw(1)))
+            _, shapes = model.encode(torch.zeros(1, 1, *frame_shape(model)).to(draw(1)))
         skips = [draw(B, *s.shape[2:]) for s in shapes]
     return draw(B, model.w_inf[0].out_features), draw(T, B, model.ny), skips
 
 
-def channels(model):
-    return next(m for m in model.encoder.modules() if isinstance(m, nn.Conv2d)).in_channels
+def frame_shape(model):
+    """(nc, H, W) of a model's frames."""
+    first = next(m for m in model.encoder.modules() if isinstance(m, nn.Conv2d))
+    size = 4 * 2 ** len(model.encoder.conv)
+    return first.in_channels, size, size
 
 
 def decode_with_gradients(decode, decoder, inputs):
@@ -149,7 +154,7 @@ def test_training_step(model, device, B, monkeypatch):
     model.train().double()
     monkeypatch.setattr(torch.Tensor, 'float', torch.Tensor.double)
     generator = torch.Generator().manual_seed(2)
-    x = torch.rand(4, B, channels(model), 64, 64, generator=generator, dtype=torch.float64)
+    x = torch.rand(4, B, *frame_shape(model), generator=generator, dtype=torch.float64)
     x = x.to(device)
     noise = Noise(*(part.to(x) for part in model.draw_noise(4, B, generator=generator)))
     weights = {'obs_scale': 0.3, 'beta_y': 0.5, 'beta_z': 2., 'l2_res': 0.7}
@@ -170,7 +175,7 @@ def test_training_step(model, device, B, monkeypatch):
 def test_evaluation(frozen, device):
     """The best of several samples by all metrics."""
     generator, lpips = torch.Generator().manual_seed(5), lpips_on(device)
-    x = torch.rand(5, 2, channels(frozen), 64, 64, generator=generator).to(device)
+    x = torch.rand(5, 2, *frame_shape(frozen), generator=generator).to(device)
     noise = draw_noise(frozen, 1, 'test', range(2), 3, 5).of(slice(None), device)
     expected = plain.evaluate(frozen, lpips, x, 3, noise, 4)
     metrics = {'psnr': PSNR(), 'ssim': SSIM(), 'lpips': lpips}
@@ -247,8 +252,9 @@ def test_widest_is_the_largest_activation(frozen, monkeypatch):
     assert max(sizes) == 2 * 3 * frozen.decoder.widest
 
 
-@pytest.mark.parametrize('free, cached, size', [(28.5, 1.5, 30), (1e6, 0, 4096), (0.5, 0, 1)])
-def test_chunk_on_a_gpu_fits_the_free_memory(free, cached, size, monkeypatch):
+@pytest.mark.parametrize('free, cached, nx, size', [
+    (28.5, 1.5, 64, 30), (1e6, 0, 64, 4096), (1e6, 0, 256, 256), (0.5, 0, 64, 1)])
+def test_chunk_on_a_gpu_fits_the_free_memory(free, cached, nx, size, monkeypatch):
     """In units of what a frame needs: eight times its largest activation, in float32."""
     unit = 8 * 4 * 1000
     for name, value in (('mem_get_info', (int(free * unit), 2 * int(free * unit))),
@@ -256,9 +262,14 @@ def test_chunk_on_a_gpu_fits_the_free_memory(free, cached, size, monkeypatch):
                         ('memory_allocated', 7 * unit)):
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     parameter = SimpleNamespace(device=torch.device('cuda'))
-    model = SimpleNamespace(parameters=lambda: iter([parameter]),
+    model = SimpleNamespace(parameters=lambda: iter([parameter]), nx=nx,
                             decoder=SimpleNamespace(widest=1000))
     assert Chunk(model).size == size
+
+
+@pytest.mark.parametrize('nx, size', [(32, 512), (64, 128), (128, 32), (256, 8)])
+def test_chunk_on_a_cpu_has_as_many_pixels_at_each_size(nx, size):
+    assert Chunk(build('dcgan', True, 1, 1, nx)).size == size
 
 
 @pytest.mark.parametrize('error', [torch.cuda.OutOfMemoryError('CUDA out of memory'),

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+import module
 from conftest import GOLDEN
 from model import Noise, build_model, gaussian_kl, gaussian_nll, loss, normal_params
+from tests import plain
 
 ARCHITECTURES = ['dcgan', 'dcgan_skip', 'vgg', 'vgg_skip']
 
@@ -161,6 +163,65 @@ def test_names_and_shapes_of_published_checkpoints(name):
         model = build_model(SimpleNamespace(res_gain=1.41, n_euler_steps=1, **expected['config']))
     assert {k: list(v.shape) for k, v in model.state_dict().items()} == expected['state_dict']
     assert sum(p.numel() for p in model.parameters()) == expected['parameters']
+
+
+# Widths of the convolutions of SVG's networks for 128 x 128 frames, in units of nf = 64, with 3
+# channels, frame codes of 90 and codes (w, y) of 90. Decoder widths are those after concatenation.
+SVG_128 = {
+    'dcgan': ([(3, 1), (1, 2), (2, 4), (4, 8), (8, 8), (8, 90)],
+              [(90, 8), (16, 8), (16, 4), (8, 2), (4, 1), (2, 3)]),
+    'vgg': ([(3, 1), (1, 1), (1, 2), (2, 2), (2, 4), (4, 4), (4, 4), (4, 8), (8, 8), (8, 8),
+             (8, 8), (8, 8), (8, 8), (8, 90)],
+            [(90, 8), (16, 8), (8, 8), (8, 8), (16, 8), (8, 8), (8, 4), (8, 4), (4, 4), (4, 2),
+             (4, 2), (2, 1), (2, 1), (1, 3)])}
+
+
+def convolutions(network):
+    return [m for m in network.modules() if isinstance(m, (torch.nn.Conv2d,
+                                                           torch.nn.ConvTranspose2d))]
+
+
+@pytest.mark.parametrize('archi', ['dcgan', 'vgg'])
+def test_networks_of_128_are_those_of_svg(archi):
+    """With other numbers of channels and codes, which are no multiple of nf, at both ends."""
+    def widths(network):
+        return [tuple(n if n in (3, 90) else n // 64 for n in (m.in_channels, m.out_channels))
+                for m in convolutions(network)]
+    with torch.device('meta'):
+        encoder = module.ENCODERS[archi](3, 90, 64, 128)
+        decoder = module.DECODERS[archi](3, 90, 64, 128, True)
+    assert (widths(encoder), widths(decoder)) == SVG_128[archi]
+
+
+@pytest.mark.parametrize('nx', module.SIZES)
+@pytest.mark.parametrize('archi', ['dcgan', 'vgg'])
+@pytest.mark.parametrize('skipco', [False, True])
+def test_sizes_of_frames(archi, skipco, nx):
+    """The blocks' widths and resolutions, skip connections, and the largest activation."""
+    nf, n = 2, int(np.log2(nx)) - 2
+    encoder = module.ENCODERS[archi](3, 7, nf, nx)
+    decoder = module.DECODERS[archi](3, 5, nf, nx, skipco)
+    hx, skips = encoder(torch.rand(2, 3, nx, nx))
+    assert hx.shape == (2, 7) and len(encoder.conv) == len(decoder.conv) == len(skips) == n
+    shapes = [tuple(skip.shape) for skip in skips[::-1]]
+    first = 1 if archi == 'dcgan' else 0  # DCGAN's blocks halve the resolution at their start
+    assert shapes == [(2, nf * min(2 ** i, 8), *[nx >> (i + first)] * 2) for i in range(n)]
+    largest = []
+    for m in decoder.modules():
+        if isinstance(m, torch.nn.LeakyReLU | torch.nn.Upsample):
+            m.register_forward_hook(lambda *args: largest.append(args[-1][0].numel()))
+    wy, given = torch.rand(6, 5), skips if skipco else None
+    frames = decoder(wy, given)
+    assert frames.shape == (6, 3, nx, nx)
+    plain.decode(decoder, wy[:2, :2], wy[None, :2, 2:], given)  # the fast path calls no modules
+    assert max(largest) == decoder.widest
+
+
+def test_other_sizes_of_frames_are_refused():
+    with pytest.raises(ValueError, match=r'nx: expected one of \[32, 64, 128, 256\], found 48'):
+        build_model(SimpleNamespace(
+            nx=48, nc=1, nf=2, archi='dcgan', skipco=True, nhx=4, ny=3, nz=2, nt_inf=1, nh_inf=4,
+            nlayers_inf=1, nh_res=4, nlayers_res=1, n_euler_steps=2, res_gain=1.))
 
 
 @pytest.mark.parametrize('archi', ['dcgan', 'vgg'])

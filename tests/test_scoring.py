@@ -1,6 +1,7 @@
 """`python -m metrics`: scores of predictions in files, against `test.py` and a plain loop."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -220,3 +221,19 @@ def test_help_has_an_example():
     assert done.stdout.startswith('usage: python -m metrics [-h]')
     example = 'python -m metrics --preset kth --data_dir DATA A.npz B.npz'
     assert example in ' '.join(done.stdout.split())
+
+
+def test_other_sizes_of_frames(published, truth, tmp_path, call):
+    small = truth[:, :, 16:48, 16:48]
+    np.save(tmp_path / 'a.npy', small)
+    sequences = arrays(published, 'smmnist_test_2digits_64')['sequences'][:, :, 16:48, 16:48]
+    np.savez(tmp_path / 'smmnist_test_2digits_32.npz', sequences=sequences)
+    argv = [tmp_path / 'a.npy', '--preset', 'smmnist', '--nt_gen', '8', '--n_videos', '7',
+            '--metrics', 'psnr', '--data_dir']
+    code, out, _ = call(script.main, *argv, tmp_path, '--nx', 32, '--out', tmp_path / 'out')
+    assert code == 0 and 'PSNR inf (identical)' in out
+    assert json.loads((tmp_path / 'out' / 'results.json').read_text())['protocol']['size'] == 32
+    code, _, err = call(script.main, *argv, published)
+    assert code == 2 and re.search(r'a.npy .* of \(3, 32, 32, 1\), expected .* and --nx', err)
+    code, _, err = call(script.main, *argv, published, '--nx', 48)
+    assert code == 2 and '--nx 48: frames of smmnist are 32 or 64 or 128 or 256 pixels' in err

@@ -12,7 +12,8 @@ from conftest import ROOT
 FLOORS = [
     {'files', 'published'},
     {'download', 'logs', 'parsing', 'results', 'utils'},
-    {'args', 'data', 'module'},
+    {'data', 'module'},
+    {'args'},
     {'model'},
     {'checkpoint'},
     {'metrics'},

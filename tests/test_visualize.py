@@ -38,7 +38,7 @@ from sampling import Chunk, Futures, draw_noise
 from utils import to_video
 from visualize import VISUALS
 
-SIDE = 64 * pictures.SCALE
+SIDE = pictures.SIDE
 PITCH = SIDE + pictures.GAP  # of cells without borders
 
 

@@ -93,7 +93,7 @@ def draw_strip(shown, nt_cond, caption):
     cells = [[video[t] for t in times] for videos in shown for video in videos.values()]
     names = [f'video {i}' if name == 'truth' else name
              for i, videos in enumerate(shown) for name in videos]
-    return frames.stacked([frames.table(cells, headings, names, scale=1)], caption)
+    return frames.stacked([frames.table(cells, headings, names, side=0)], caption)
 
 
 def write_mosaic(path, shown, nt_cond):

@@ -162,6 +162,7 @@ def find_config(runs):
     config = preset_config(preset)
     vars(config).update((key, protocol[key]) for key in ('digits', 'ndigits', 'max_speed')
                         if key in protocol)
+    config.nx = protocol.get('size', config.nx)
     return config
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run by path
 
-from data.clips import check_videos
-from data.kth import CLASSES, TEST_PERSONS, find_converted
+from data.clips import check_videos, convert_again
+from data.kth import CLASSES, TEST_PERSONS, convert_command, find_converted, test_set_name
 from files import UserError, run_script, write_npz
 from preprocessing.convert import add_size_option, clips_parser
 
@@ -38,18 +38,20 @@ def draw_clips(lengths, size, seq_len, seed):
 
 def get_parser():
     parser = clips_parser('Draw clips of the test persons and write '
-                          'DIR/svg_test_set_<seq_len>.npz.', 40)
+                          'DIR/svg_test_set_<seq_len>.npz, or '
+                          'DIR/svg_test_set_<seq_len>_<image_size>.npz unless that is 64.', 40)
     add_size_option(parser)
     return parser
 
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
-    path = Path(args.data_dir) / f'svg_test_set_{args.seq_len}.npz'
+    path = Path(args.data_dir) / test_set_name(args.seq_len, args.image_size)
     if path.exists():
         raise UserError(f'{path} exists already; remove it to make the test set again')
     videos = {v.path.stem: v for v in find_converted(args.data_dir, args.image_size, TEST_PERSONS)}
-    check_videos(videos.values(), args.image_size, 1, args.seq_len)
+    again = convert_again(convert_command(args.data_dir, args.image_size))
+    check_videos(videos.values(), args.image_size, 1, args.seq_len, again)
 
     def video(c, person, trial):
         name = f'person{person:02d}_{CLASSES[c]}_d{trial}'
