@@ -135,8 +135,12 @@ def find_video(folder, name):
     return None
 
 
+def find_names(folder):
+    """Names of the videos in a folder: set of str."""
+    return {path.name if path.is_dir() else path.stem for path in folder.glob('[!.]*')
+            if path.is_dir() or path.suffix in ('.npy', '.npz')}
+
+
 def find_videos(folder):
     """Videos of a folder by name, as by `find_video`: dict of Video, in order of names."""
-    names = {path.name if path.is_dir() else path.stem for path in folder.glob('[!.]*')
-             if path.is_dir() or path.suffix in ('.npy', '.npz')}
-    return {name: find_video(folder, name) for name in sorted(names)}
+    return {name: find_video(folder, name) for name in sorted(find_names(folder))}

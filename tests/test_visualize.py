@@ -26,7 +26,7 @@ from model import SRVP, build_model
 from pictures import charts, views
 from pictures import frames as pictures
 from pictures.encoding import Palette, write_gif
-from preprocessing.convert import find_ffmpeg
+from preprocessing.decoding import find_ffmpeg
 from preprocessing.folder import convert as folder_convert
 from preprocessing.human import convert as human_convert
 from preprocessing.kth import convert as kth_convert
