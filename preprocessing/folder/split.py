@@ -46,8 +46,8 @@ def split(names, val, test, seed, before, group=str):
     taken = {group(name): fold for name, fold in before.items()}
     folds, new = {}, {}
     for name in names:
-        if group(name) in taken:
-            folds[name] = taken[group(name)]
+        if name in before or group(name) in taken:
+            folds[name] = before.get(name) or taken[group(name)]
         else:
             new.setdefault(group(name), []).append(name)
     sizes = Counter(folds.values())
