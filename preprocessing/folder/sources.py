@@ -65,9 +65,10 @@ def find_sources(folder, known=(), ignored=None):
     with ThreadPoolExecutor(cores()) as pool:
         list(progress_bar(pool.map(look, files), 'looking', len(files), unit='file',
                           leave=False, disable=not files))
+    left_out = [(path, reasons[path]) for path in files
+                if path in reasons and path.suffix.lower() not in VIDEOS]
     videos = [path for path in files
               if path not in reasons or path.suffix.lower() in VIDEOS]
-    left_out = [(path, reasons[path]) for path in files if path not in set(videos)]
     parents = {path.parent for path in videos}
     for parent, paths in pictures.items():
         if parent == folder:
