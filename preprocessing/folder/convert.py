@@ -148,15 +148,15 @@ class FolderJob:
         whole = self.targets[0].with_name(f'.{self.targets[0].name}.whole.tmp')
         try:
             n_frames = write_blocks(whole, blocks)
-            frames = np.load(whole, mmap_mode='r', allow_pickle=False)
             try:
                 pieces = self.cut(n_frames).values()
             except ValueError as error:
                 raise Unreadable(f'{error}; use a smaller --gap') from None
             for target, piece in zip(self.targets, pieces):
                 target.parent.mkdir(exist_ok=True)
-                write_blocks(target, (frames[i:min(i + 100, piece.stop)]
-                                      for i in range(piece.start, piece.stop, 100)))
+                write_blocks(target, (  # mapped for each block, which bounds the memory
+                    np.load(whole, mmap_mode='r')[i:min(i + 100, piece.stop)]
+                    for i in range(piece.start, piece.stop, 100)))
             return n_frames
         finally:
             whole.unlink(missing_ok=True)
