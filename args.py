@@ -46,7 +46,7 @@ NX = 64  # of published frames
 CHANNELS = {'smmnist': (1,), 'kth': (1,), 'human': (3,), 'bair': (3,), 'folder': (1, 3)}
 
 CONFIGS = Path(__file__).resolve().parent / 'configs'
-PRESETS = list(published.PUBLISHED)
+PRESETS = [*published.PUBLISHED, 'folder']
 
 # Options of a single call, not part of the configuration
 TRANSIENT = {'config', 'resume', 'dry_run', 'local_rank'}
@@ -98,7 +98,8 @@ def add_run_options(g):
     g.add_argument('--config', is_config_file=True, metavar='FILE',
                    help='YAML file of options, named as here')
     g.add_argument('--preset', choices=PRESETS,
-                   help='published configuration (configs/<preset>.yaml)')
+                   help='published configuration, or folder, one for your own videos '
+                        '(configs/<preset>.yaml)')
     g.add_argument('--save_path', required=True,
                    help='folder of the run, created if missing; must not hold a run yet, '
                         'unless --resume continues it')

@@ -45,7 +45,7 @@ from pictures import charts
 from pictures.encoding import write_mp4
 from pictures.frames import Heading, stacked, table
 from pictures.network import NetworkPicture, video_frame
-from preprocessing.convert import find_ffmpeg
+from preprocessing.decoding import find_ffmpeg
 from results import lock_results, replacing_results
 
 FRAME_RATE, NETWORK_RATE = 25, 5  # of the videos: predicted frames, and iterations, per second

@@ -21,7 +21,7 @@ from parsing import (
     positive_int,
     seed,
 )
-from preprocessing.convert import find_ffmpeg
+from preprocessing.decoding import find_ffmpeg
 from preprocessing.video import read_video
 
 

@@ -13,7 +13,7 @@ from data.digits import load_digits
 from data.mmnist import MovingDigits, draw_trajectory
 from data.stream import BatchStream, chunks
 from data.video import find_videos
-from preprocessing.convert import find_ffmpeg
+from preprocessing.decoding import find_ffmpeg
 from preprocessing.kth import convert as kth
 
 REPEATS = 5

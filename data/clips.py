@@ -49,13 +49,7 @@ class Clips:
     def __init__(self, videos, nx, nc, nt, subsampling=1, advice=AGAIN):
         self.nx, self.nc, self.step = nx, nc, subsampling
         check_frames(videos, nx, nc, advice)
-        self.videos = [video for video in videos if len(video) >= self.span(nt)]
-        short = describe_short(videos, self.span(nt))
-        if not self.videos:
-            raise UserError(f'{short}; use shorter clips (--seq_len, --seq_len_test), or add '
-                            'longer videos')
-        if short and os.environ.get('RANK', '0') == '0':  # once per job
-            print(f'note: {short}; no clips are drawn from these', file=sys.stderr)
+        self.videos = note_short(videos, self.span(nt), '--seq_len, --seq_len_test')
 
     def span(self, nt):
         """Frames of the video that a clip of `nt` covers."""
@@ -106,6 +100,20 @@ def describe_short(videos, span):
             f' {examples}')
 
 
+def note_short(videos, span, options):
+    """The videos of at least `span` frames; the others are named in a note.
+
+    Without any, this is a UserError, which names the `options` of the length.
+    """
+    short = describe_short(videos, span)
+    found = [video for video in videos if len(video) >= span]
+    if not found:
+        raise UserError(f'{short}; use shorter clips ({options}), or add longer videos')
+    if short and os.environ.get('RANK', '0') == '0':  # once per job
+        print(f'note: {short}; no clips are drawn from these', file=sys.stderr)
+    return found
+
+
 def check_videos(videos, nx, nc, span, advice=AGAIN):
     """As `check_frames`, and that all videos have at least `span` frames."""
     check_frames(videos, nx, nc, advice)
@@ -115,10 +123,14 @@ def check_videos(videos, nx, nc, span, advice=AGAIN):
 
 
 class FirstFrames:
-    """Test set of the first `nt` frames of videos, one in `subsampling`, from `path`."""
+    """Test set of the first `nt` frames of videos, one in `subsampling`, from `path`.
 
-    def __init__(self, videos, nx, nc, nt, path, subsampling=1, advice=AGAIN):
+    With `starts`, their first frames, it holds later clips; videos may then repeat.
+    """
+
+    def __init__(self, videos, nx, nc, nt, path, subsampling=1, starts=None, advice=AGAIN):
         check_videos(videos, nx, nc, (nt - 1) * subsampling + 1, advice)
+        self.starts = starts or [0] * len(videos)
         self.clips, self.nc, self.nt, self.path, self.step = videos, nc, nt, path, subsampling
 
     def __len__(self):
@@ -126,12 +138,14 @@ class FirstFrames:
 
     def name(self, i):
         """Path of a video below `path`, without its extension."""
-        name = self.clips[i].path.relative_to(self.path).as_posix()
-        return name.removesuffix('.npy').removesuffix('.npz')
+        root = self.path if self.path.is_dir() else self.path.parent
+        name = self.clips[i].path.relative_to(root).as_posix()
+        name = name.removesuffix('.npy').removesuffix('.npz')
+        return f'{name} from {self.starts[i]}' if self.starts[i] else name
 
     def videos(self, indices):
         """uint8 (nt, len(indices), H, W, nc)"""
-        return np.stack([self.clips[i].clip(0, self.nt, self.step)[..., :self.nc]
+        return np.stack([self.clips[i].clip(self.starts[i], self.nt, self.step)[..., :self.nc]
                          for i in indices], 1)
 
 

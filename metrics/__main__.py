@@ -1,4 +1,4 @@
-"""Score predictions of any method on the published test sets.
+"""Score predictions of any method on the published test sets, or on that of a run.
 
 `python -m metrics --preset kth --data_dir DIR A.npz B.npz`
 """
@@ -9,7 +9,15 @@ import numpy as np
 import torch
 
 import metrics.fvd
-from args import METRICS, NX, PRESETS, add_i3d_options, check_frames, preset_config
+from args import (
+    METRICS,
+    NX,
+    add_i3d_options,
+    check_frames,
+    fill_from_config,
+    load_config,
+    preset_config,
+)
 from files import UserError, make_folder, progress_bar, run_script, write_json, write_npz
 from metrics.scoring import FixedFutures, Scorer, concatenate
 from metrics.summary import finite, score_lines, summarise, summary
@@ -25,7 +33,8 @@ RESULTS = ['results.json', 'results.npz', 'curves.png']
 
 def get_parser():
     parser = Parser(
-        'Score predictions of any method on a published test set, as test.py scores its own. Each '
+        'Score predictions of any method on a published test set, or on that of a run, such as one '
+        'on your own videos, as test.py scores its own. Each '
         'FILE holds one prediction of every video, in the order of the test set: uint8 '
         '(N, T, H, W, C), the T frames after the conditioning frames, as an .npy file, or as an '
         '.npz file of one array or one named samples, such as random_1.npz of test.py. Of several '
@@ -34,15 +43,20 @@ def get_parser():
         prog='python -m metrics')
     parser.add_argument('files', nargs='+', metavar='FILE',
                         help='predictions of all videos; put -- first if --metrics comes last')
-    parser.add_argument('--preset', choices=PRESETS, required=True,
-                        help='published configuration: its test set and conditioning frames')
+    test_set = parser.add_mutually_exclusive_group(required=True)
+    test_set.add_argument('--preset', choices=list(PUBLISHED),
+                          help='published configuration: its test set and conditioning frames')
+    test_set.add_argument('--xp_dir', metavar='RUN',
+                          help='folder of a run: those of its config.json; no model is needed')
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
-    parser.add_argument('--nx', type=positive_int, default=NX,
-                        help='width and height of frames; published scores are of 64')
+    parser.add_argument('--nx', type=positive_int,
+                        help='width and height of frames; default: as in --xp_dir, or 64, of which '
+                             'published scores are')
     published = ', '.join(f'{paper.nt_gen} ({preset})' for preset, paper in PUBLISHED.items())
     parser.add_argument('--nt_gen', type=positive_int,
                         help='number of frames, conditioning frames included; '
-                             f'default: as published, {published}')
+                             f'default: as published, {published}, or as trained '
+                             '(seq_len_test)')
     parser.add_argument('--metrics', nargs='+', choices=METRICS, default=METRICS,
                         help='scores to compute')
     parser.add_argument('--lpips_dir', help="folder with torchvision's AlexNet, as for test.py")
@@ -63,16 +77,23 @@ def get_parser():
 
 
 def resolve(argv=None):
-    """Checked options, and the configuration of the preset."""
+    """Checked options, and the configuration of the preset or the run."""
     args = get_parser().parse_args(argv)
-    config = preset_config(args.preset)
-    config.nx = args.nx
-    check_frames(config)
-    args.nt_cond, args.nt_gen = config.nt_cond, args.nt_gen or PUBLISHED[args.preset].nt_gen
-    if args.nt_gen <= args.nt_cond:
-        raise UserError(f'--nt_gen {args.nt_gen} leaves no frame to predict after the '
-                        f'{args.nt_cond} conditioning frames of {args.preset}; '
-                        'use a larger --nt_gen')
+    if args.preset:
+        config = preset_config(args.preset)
+        config.nx = args.nx or NX
+        check_frames(config)
+        args.nt_cond, args.nt_gen = config.nt_cond, args.nt_gen or PUBLISHED[args.preset].nt_gen
+        if args.nt_gen <= args.nt_cond:
+            raise UserError(f'--nt_gen {args.nt_gen} leaves no frame to predict after the '
+                            f'{args.nt_cond} conditioning frames of {args.preset}; '
+                            'use a larger --nt_gen')
+    else:
+        config, args.nt_cond = load_config(args.xp_dir), None
+        if args.nx not in (None, config.nx):
+            raise UserError(f'--nx {args.nx}: {args.xp_dir} has frames of {config.nx} pixels; '
+                            'leave the option out')
+        fill_from_config(args, config)
     if not args.fvd and (args.i3d_path or args.i3d_other or args.fvd_backend != 'torch'):
         raise UserError('--i3d_path, --i3d_other and --fvd_backend need --fvd')
     if args.out and args.out.endswith('.json'):
@@ -86,9 +107,9 @@ def check_shape(path, shape, scorer):
     expected = args.nt_gen - args.nt_cond, config.nx, config.nx, config.nc
     if shape[1:] != expected:
         raise UserError(f'{path} has videos (T, H, W, C) of {shape[1:]}, expected {expected}: '
-                        f'{args.preset} has {args.nt_cond} conditioning frames of --nt_gen '
-                        f'{args.nt_gen}; give predicted frames only, or the right --nt_gen and '
-                        '--nx')
+                        f'{args.preset or args.xp_dir} has {args.nt_cond} conditioning frames of '
+                        f'--nt_gen {args.nt_gen}; give predicted frames only, or the right '
+                        '--nt_gen and --nx')
     if shape[0] not in (scorer.n_videos, size):
         hint = f' (--n_videos: {scorer.n_videos})' if scorer.n_videos < size else ''
         raise UserError(f'{path} has {shape[0]} videos, but the test set has {size}{hint}; give '

@@ -1,10 +1,8 @@
-"""Common parts of the scripts: options, decoding, atomic writing, parallel conversion."""
+"""Common parts of the scripts: options, atomic writing, parallel conversion."""
 
 import contextlib
 import os
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import as_completed
 from dataclasses import dataclass
@@ -29,12 +27,9 @@ from files import (
     writing,
 )
 from parsing import Parser, frames, positive_int, seed
+from preprocessing.decoding import Unreadable
 
 CHECKSUMS = 'checksums.sha256'  # also for `sha256sum --check`
-
-
-class Unreadable(Exception):
-    """A source cannot be decoded; the message is the reason."""
 
 
 # Options
@@ -74,78 +69,7 @@ def add_layout_option(parser, published):
                         help=f'one .npy per video or, as published, {published}')
 
 
-# Decoding
-
-def find_ffmpeg():
-    """Path of ffmpeg: the binary shipped with imageio-ffmpeg, or the system's."""
-    try:
-        import imageio_ffmpeg
-        path = imageio_ffmpeg.get_ffmpeg_exe()
-        if shutil.which(path):
-            return path
-        raise UserError(f'IMAGEIO_FFMPEG_EXE is {path}, which cannot be executed; unset it, '
-                        'or set it to ffmpeg')
-    except (ImportError, RuntimeError):
-        if path := shutil.which('ffmpeg'):
-            return path
-    raise UserError('ffmpeg was not found; pip install imageio-ffmpeg, or install ffmpeg itself')
-
-
-def decode(path, *options, transform=lambda frame: frame, max_frames=None):
-    """Decode a video with ffmpeg. Without `-r`, each stored frame comes once.
-
-    Parameters
-    ----------
-    path : path
-    options : str
-        Output options of ffmpeg, such as '-r', '25'.
-    transform : function
-        Applied to each frame, RGB uint8 (H, W, 3), as it is decoded.
-    max_frames : int, optional
-        Longer videos count as damaged: to keep `-r`, ffmpeg fills a wrong timestamp with copies.
-
-    Returns
-    -------
-    frames : np.ndarray of uint8 (T, …)
-    note : str
-        First error that ffmpeg reported but survived, or empty.
-
-    Raises
-    ------
-    Unreadable
-        If the file is not a video, or no frame can be decoded.
-    """
-    rate = [] if '-r' in options else ['-fps_mode', 'passthrough']
-    command = [find_ffmpeg(), '-nostdin', '-v', 'error', '-threads', '1', '-i', f'file:{path}',
-               *options, *rate, '-f', 'image2pipe', '-c:v', 'ppm', '-pix_fmt', 'rgb24', '-']
-    frames = []
-    with tempfile.TemporaryFile() as messages, \
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages) as process:
-        try:
-            for frame in read_ppm(process.stdout):
-                if len(frames) == max_frames:
-                    raise Unreadable(f'it has more than {max_frames:,} frames')
-                frames.append(transform(frame))
-        finally:
-            process.stdout.close()
-            process.wait()
-        messages.seek(0)
-        errors = messages.read().decode(errors='replace').strip().splitlines()
-    if process.returncode or not frames:
-        raise Unreadable(errors[-1] if errors else 'it has no frames')
-    return np.stack(frames), errors[0] if errors else ''
-
-
-def read_ppm(stream):
-    """Yield the frames of a stream of PPM images, each with its own size: uint8 (H, W, 3)."""
-    while stream.readline() == b'P6\n':
-        width, height = map(int, stream.readline().split())
-        stream.readline()  # maximum value, 255
-        data = stream.read(width * height * 3)
-        if len(data) < width * height * 3:
-            raise Unreadable('ffmpeg stopped in the middle of a frame')
-        yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
-
+# Frames
 
 def resized(frame, size, box):
     """Crop `box` (left, upper, right, lower), then resize to size x size with Lanczos.
@@ -162,6 +86,29 @@ def write_array(path, frames):
     """Write frames as one `.npy`."""
     with replacing(path) as tmp, open(tmp, 'wb') as f:
         np.save(f, np.ascontiguousarray(frames), allow_pickle=False)
+
+
+def write_blocks(path, blocks):
+    """Write blocks of frames, uint8 (n, …) each, as one `.npy`, the same as of all in one array.
+
+    The memory is that of one block. Returns the number of frames.
+    """
+    with replacing(path) as tmp, open(tmp, 'wb') as f:
+        n_frames = 0
+        for block in blocks:
+            if not n_frames:
+                write_header(f, 0, block.shape[1:])
+            f.write(np.ascontiguousarray(block))
+            n_frames += len(block)
+        f.seek(0)
+        write_header(f, n_frames, block.shape[1:])  # as long as the first: NumPy leaves room
+    return n_frames
+
+
+def write_header(f, n_frames, frame_shape):
+    """Write the header of a `.npy` of uint8 frames."""
+    np.lib.format.write_array_header_1_0(f, {
+        'descr': '|u1', 'fortran_order': False, 'shape': (n_frames, *frame_shape)})
 
 
 def write_pngs(path, frames, name):
@@ -193,6 +140,10 @@ class Job:
     write: Callable[[Path, Any], None]
     count: Callable[[Any], int] = len
 
+    @property
+    def targets(self):
+        return [self.target]
+
     def __call__(self):
         """Convert; returns the number of frames, None if unreadable, and a note on the source."""
         try:
@@ -219,15 +170,19 @@ def read_record(path, advice):
 
 
 @contextlib.contextmanager
-def converting(folder, options):
-    """Lock the output folder, and refuse options that differ from an earlier conversion to it."""
+def converting(folder, options, earlier=None):
+    """Lock the output folder, and refuse options that differ from an earlier conversion to it.
+
+    `earlier` holds options that records of earlier versions lack.
+    """
     make_folder(folder, 'output folder')
     message = f'another conversion to {folder} is running; wait until it has ended'
     with exclusive(folder / '.conversion.lock', message):
         path = folder / 'conversion.json'
         before = read_record(path, 'remove it, and the converted videos too unless they were made '
                                    'with the same options')
-        for key in options.keys() & before.keys():
+        before = (earlier or {}) | before if before else {}
+        for key in sorted(options.keys() & before.keys()):
             if options[key] != before[key]:
                 raise UserError(f'{folder} was converted with --{key} {before[key]}, found '
                                 f'{options[key]}; use the same, or remove the converted videos and '
@@ -247,15 +202,21 @@ def add_checksums(target, folder):
         f.writelines(f'{digest}  {name}\n' for name, digest in digests(target, folder).items())
 
 
+def read_checksums(folder):
+    """Checksums of converted files by path below `folder`."""
+    path = folder / CHECKSUMS
+    with reading(path, 'is not a list of checksums', 'convert the videos again'):
+        # The last one counts: a video that was deleted may have been converted again
+        return {name: digest for digest, name in
+                (line.split('  ', 1) for line in path.read_text().splitlines())}
+
+
 def check_converted(folder):
     """Compare converted videos with their checksums; returns the exit code."""
     path = folder / CHECKSUMS
     if not path.exists():
         raise UserError(f'{path} does not exist; convert the videos first')
-    with reading(path, 'is not a list of checksums', 'convert the videos again'):
-        # The last one counts: a video that was deleted may have been converted again
-        expected = {name: digest for digest, name in
-                    (line.split('  ', 1) for line in path.read_text().splitlines())}
+    expected = read_checksums(folder)
     wrong = []
     for name, digest in progress_bar(expected.items(), 'checking', unit='file'):
         if not (folder / name).is_file():
@@ -294,24 +255,31 @@ def run_jobs(jobs, executor, options, unit='video'):
         return run_locked(jobs, executor, folder, options, unit)
 
 
-def run_locked(jobs, executor, folder, options, unit='video'):
-    """As `run_jobs`, inside `converting(folder, options)`."""
+def is_done(job):
+    """Whether all targets of a job exist."""
+    return all(target.exists() for target in job.targets)
+
+
+def run_locked(jobs, executor, folder, options, unit='video', silent=False):
+    """As `run_jobs`, inside `converting(folder, options)`; `silent`: without a progress bar."""
     write_json(folder / 'conversion.json', options)
-    for parent in {job.target.parent for job in jobs}:
+    for parent in {target.parent for job in jobs for target in job.targets}:
         for tmp in parent.glob('.*.tmp'):  # left by a killed process
             shutil.rmtree(tmp) if tmp.is_dir() else tmp.unlink()
-    waiting = [job for job in jobs if not job.target.exists()]
+    waiting = [job for job in jobs if not is_done(job)]
     n_frames, n_failed, notes = 0, 0, []
-    for job, n, note in run(waiting, executor, unit):
+    for job, n, note in run(waiting, executor, unit, silent):
         if n is None:
             n_failed += 1
             notes.append(f'unreadable: {job.source} ({note})')
             continue
         n_frames += n
-        add_checksums(job.target, folder)
+        for target in job.targets:
+            add_checksums(target, folder)
         if note:
+            targets = ', '.join(map(str, job.targets))
             notes.append(f'damaged, but converted: {job.source} ({note}); '
-                         f'once repaired, delete {job.target} to convert it again')
+                         f'once repaired, delete {targets} to convert it again')
     print(f'{len(waiting) - n_failed:,} {unit}s converted ({n_frames:,} frames), '
           f'{len(jobs) - len(waiting):,} already there, {n_failed} unreadable')
     for note in sorted(notes):
@@ -319,16 +287,16 @@ def run_locked(jobs, executor, folder, options, unit='video'):
     return 1 if n_failed else 0
 
 
-def run(jobs, executor, unit):
+def run(jobs, executor, unit, silent):
     """Run jobs and yield each, with its result, when it is done."""
     with executor:
         try:
             running = {executor.submit(job): job for job in jobs}
             for future in progress_bar(as_completed(running), 'converting', len(running),
-                                       unit=unit, disable=not running):
+                                       unit=unit, disable=silent or not running):
                 yield running[future], *future.result()
         except (OSError, WriteError) as error:
-            raise UserError(f'the conversion to {jobs[0].target.parent} stopped: {error}; finished '
-                            'videos are kept, run it again') from None
+            raise UserError(f'the conversion to {jobs[0].targets[0].parent} stopped: {error}; '
+                            'finished videos are kept, run it again') from None
         finally:
             executor.shutdown(wait=False, cancel_futures=True)

@@ -1,13 +1,14 @@
 """Any video as input of a trained model, converted like the model's dataset."""
 
-import functools
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from files import UserError
-from preprocessing.convert import Unreadable, decode
-from preprocessing.folder import convert as folder
+from preprocessing.decoding import Unreadable, decode
+from preprocessing.folder.convert import recorded_format
+from preprocessing.folder.frames import Pictures, find_images, open_frames, read_image
 from preprocessing.human import convert as human
 from preprocessing.kth import convert as kth
 
@@ -22,7 +23,8 @@ def read_video(path, config, t_0, nt):
     config : argparse.Namespace
         Of the model. Its dataset selects the conversion: kth takes 25 frames per second, resized
         by ffmpeg, and their first channel; human takes the crop of its studio and one frame in
-        `subsampling`; others take the central square, grey if `nc` is 1.
+        `subsampling`; folder does as recorded in its `data_dir`; others take the central square,
+        grey if `nc` is 1.
     t_0, nt : int
         Counted in converted frames.
 
@@ -35,7 +37,7 @@ def read_video(path, config, t_0, nt):
     path = Path(path)
     if not path.exists():
         raise UserError(f'--video {path} does not exist; name a video file, or a folder of images')
-    read = read_kth if config.dataset == 'kth' else read_frames
+    read = {'kth': read_kth, 'human': read_human}.get(config.dataset, read_folder)
     try:
         frames, note = read(path, config, t_0 + nt)
     except (Unreadable, OSError) as error:
@@ -51,25 +53,32 @@ def read_kth(path, config, nt):
     if not path.is_dir():
         return kth.read(path, config.nx, kth.FRAME_RATE, '-frames:v', str(nt))
     frames = []
-    for image in folder.find_images(path)[:nt]:
+    for image in find_images(path)[:nt]:
         try:  # ffmpeg resizes images too; of animated ones, it takes the first frame
-            size = f'{config.nx}x{config.nx}'
-            frames.append(decode(image, '-s', size, '-frames:v', '1')[0])
+            size = config.nx, config.nx, 3
+            frames.append(decode(image, size, '-s', '{}x{}'.format(*size), '-frames:v', '1')[0])
         except Unreadable as error:
             raise Unreadable(f'{image.name}: {error}') from None
     return np.concatenate(frames), ''
 
 
-def read_frames(path, config, nt):
-    """First nt frames converted like Human3.6M or a folder of videos, and a note."""
-    step = 1
-    transform = functools.partial(folder.cut, image_size=config.nx, gray=config.nc == 1)
-    if config.dataset == 'human':
-        step = config.subsampling
-        transform = functools.partial(human.cut, image_size=config.nx)
-    span = (nt - 1) * step + 1
+def read_human(path, config, nt):
+    """First nt frames converted like Human3.6M, one in `subsampling`, and a note."""
+    span = (nt - 1) * config.subsampling + 1
     if path.is_dir():
-        frames, note = folder.decode_images(folder.find_images(path)[:span], transform)
+        frames, note = [human.cut(cv2.cvtColor(read_image(image), cv2.COLOR_BGR2RGB), config.nx)
+                        for image in find_images(path)[:span]], ''
     else:
-        frames, note = decode(path, '-frames:v', str(span), transform=transform)
-    return frames[::step], note
+        frames, note = human.read(path, config.nx, '-frames:v', str(span))
+    return np.asarray(frames)[::config.subsampling], note
+
+
+def read_folder(path, config, nt):
+    """First nt frames converted like a folder of videos, and a note."""
+    data_dir = config.data_dir if config.dataset == 'folder' else None
+    form = recorded_format(data_dir, config.nx, config.nc == 1)
+    if path.is_dir():
+        blocks = Pictures(find_images(path)[:nt], form)
+    else:
+        blocks = open_frames(path, form, '-frames:v', str(nt))
+    return np.concatenate(list(blocks)), blocks.note

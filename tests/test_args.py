@@ -17,7 +17,7 @@ import module
 import published
 import test as evaluation
 import train
-from args import PRESETS, config_dict, load_config, parse_train, preset_config
+from args import config_dict, load_config, parse_train, preset_config
 from conftest import ROOT, TINY
 from files import UserError
 from parsing import number
@@ -53,7 +53,7 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize('preset', PRESETS)
+@pytest.mark.parametrize('preset', published.PUBLISHED)
 def test_presets_are_the_published_configurations(preset):
     config = parse_train(['--preset', preset, *BASE])
     for key, value in PUBLISHED[preset].items():
@@ -61,6 +61,13 @@ def test_presets_are_the_published_configurations(preset):
     assert config.lr == 3e-4
     assert (config.nf, config.nhx, config.nh_inf, config.nh_res) == (64, 128, 256, 512)
     assert config.dynamics == 'residual'
+
+
+def test_preset_of_own_videos_is_that_of_kth_in_colour():
+    own, kth = (vars(parse_train(['--preset', name, *BASE])) for name in ('folder', 'kth'))
+    differences = {key: own[key] for key in own if own[key] != kth[key]}
+    assert differences == {'dataset': 'folder', 'nc': 3, 'preset': 'folder'}
+    assert published.find(own) is None
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.yaml')),
@@ -263,7 +270,7 @@ def test_damaged_configurations(tmp_path, text, message):
 
 
 def test_lengths_of_published_evaluations(run_dir):
-    papers = {preset: published.find(vars(preset_config(preset))) for preset in PRESETS}
+    papers = {preset: published.find(vars(preset_config(preset))) for preset in published.PUBLISHED}
     assert papers == published.PUBLISHED
     lengths = {preset: (paper.nt_cond, paper.nt_gen) for preset, paper in papers.items()}
     assert lengths == {

@@ -42,7 +42,7 @@ PARSERS = {
         'preprocessing.kth.make_test_set',
         'preprocessing.human.convert', 'preprocessing.human.make_test_set',
         'preprocessing.bair.download', 'preprocessing.bair.convert',
-        'preprocessing.folder.convert')},
+        'preprocessing.folder.convert', 'preprocessing.folder.make_test_set')},
 }
 # Options of other programs (Slurm, TensorBoard) and of `None` above
 OTHER_OPTIONS = {'--nodes', '--ntasks-per-node', '--gpus-per-node', '--cpus-per-task', '--signal',

@@ -26,7 +26,7 @@ import pytest
 import torch
 
 import pretrained
-from args import PRESETS, parse_train, preset_config
+from args import parse_train, preset_config
 from checkpoint import load_model
 from conftest import GOLDEN, ROOT
 from files import exclusive
@@ -168,7 +168,7 @@ def test_list_and_help_need_neither_pytorch_nor_the_hub():
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True)
     assert (done.returncode, done.stderr) == (0, '\n')
     rows = {line.split()[0]: line for line in done.stdout.splitlines()[1:6]}
-    assert list(rows) == PRESETS
+    assert list(rows) == list(PUBLISHED)
     for text in ('10,678,284', '43', 'Stochastic Moving MNIST', '16.93 ± 0.07', '0.7799 ± 0.0020'):
         assert text in rows['smmnist']
     for text in ('23,877,854', '96', '29.69 ± 0.32', '0.8697 ± 0.0046', '0.0736 ± 0.0029'):
@@ -178,7 +178,7 @@ def test_list_and_help_need_neither_pytorch_nor_the_hub():
 
 
 def test_table():
-    assert list(MODELS) == PRESETS
+    assert list(MODELS) == list(PUBLISHED)
     for name, model in MODELS.items():
         assert model.parameters == STATES[name.removesuffix('_deterministic')]['parameters']
     assert {name for name, paper in PUBLISHED.items() if paper.n_samples == 1} == {
@@ -194,7 +194,7 @@ def test_options(call):
 
 # Whole
 
-@pytest.mark.parametrize('name', PRESETS)
+@pytest.mark.parametrize('name', PUBLISHED)
 def test_download(name, hub, call):
     hub.publish(name)
     code, out, _ = call(pretrained.main, name)

@@ -27,7 +27,7 @@ from data.video import NpzVideo
 from distributed import World
 from files import MAX_MESSAGE, UserError, check_archive, run_script, write_npz
 from perturbation import DamageFile, draw_damage
-from preprocessing.convert import find_ffmpeg
+from preprocessing.decoding import find_ffmpeg
 from preprocessing.folder import convert as folder_convert
 from preprocessing.mmnist import make_test_set
 from sampling import check_memory

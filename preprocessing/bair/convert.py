@@ -19,7 +19,6 @@ from data.workers import follow_parent
 from files import UserError, cores, replacing_folder, run_script
 from preprocessing.convert import (
     Job,
-    Unreadable,
     add_check_option,
     add_layout_option,
     check_converted,
@@ -28,6 +27,7 @@ from preprocessing.convert import (
     write_array,
     write_pngs,
 )
+from preprocessing.decoding import Unreadable
 
 N_FRAMES, SIZE = 30, 64
 

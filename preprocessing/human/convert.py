@@ -15,33 +15,45 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run by path
 from files import UserError, cores, run_script, write_npz
 from preprocessing.convert import (
     Job,
-    Unreadable,
     add_check_option,
     add_layout_option,
     add_size_option,
     check_converted,
     dataset_parser,
-    decode,
     resized,
     run_jobs,
     write_array,
 )
+from preprocessing.decoding import Unreadable, decode, probe
 
 SUBJECTS = {'train': (1, 5, 6, 7, 8), 'test': (9, 11)}
 BOX = (100, 100, 900, 900)  # left, upper, right, lower, in frames of 1000 x 1000
 
 
+def check_size(width, height):
+    """Raise `Unreadable` unless frames of a size hold the box."""
+    if min(width, height) < BOX[2]:
+        raise Unreadable(f'frames of 1000 x 1000 are expected, found {width} x {height}')
+
+
 def cut(frame, image_size):
     """Crop and resize a frame: uint8 (image_size, image_size, 3)."""
     H, W, _ = frame.shape
-    if min(H, W) < BOX[2]:
-        raise Unreadable(f'frames of 1000 x 1000 are expected, found {W} x {H}')
+    check_size(W, H)
     return resized(frame, image_size, BOX)
 
 
-def read(source, image_size):
-    """Frames of a video, cropped and resized: uint8 (T, image_size, image_size, 3)."""
-    return decode(source, transform=functools.partial(cut, image_size=image_size))
+def read(source, image_size, *options):
+    """Frames of a video, cropped and resized: uint8 (T, image_size, image_size, 3).
+
+    ffmpeg crops; it would resize to other values than Pillow, which was published.
+    """
+    content = probe(source)
+    check_size(content.width, content.height)
+    left, upper, right, lower = BOX
+    W, H = right - left, lower - upper
+    return decode(source, (H, W, 3), '-vf', f'crop={W}:{H}:{left}:{upper}', *options,
+                  transform=functools.partial(resized, size=image_size, box=(0, 0, W, H)))
 
 
 def write_published(target, frames, filename, subject):

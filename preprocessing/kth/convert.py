@@ -17,11 +17,11 @@ from preprocessing.convert import (
     add_size_option,
     check_converted,
     dataset_parser,
-    decode,
     run_jobs,
     write_array,
     write_pngs,
 )
+from preprocessing.decoding import decode
 
 FRAME_RATE = 25  # frames per second
 MAX_FRAMES = 20_000  # 13 minutes, far more than any video of KTH
@@ -29,8 +29,8 @@ MAX_FRAMES = 20_000  # 13 minutes, far more than any video of KTH
 
 def read(source, image_size, frame_rate, *options):
     """Frames at a rate and size, resized by ffmpeg: uint8 (T, image_size, image_size, 3)."""
-    return decode(source, '-r', str(frame_rate), '-s', f'{image_size}x{image_size}', *options,
-                  max_frames=MAX_FRAMES)
+    return decode(source, (image_size, image_size, 3), '-r', str(frame_rate),
+                  '-s', f'{image_size}x{image_size}', *options, max_frames=MAX_FRAMES)
 
 
 def write(target, frames):
