@@ -128,7 +128,7 @@ class FirstFrames:
     With `starts`, their first frames, it holds later clips; videos may then repeat.
     """
 
-    def __init__(self, videos, nx, nc, nt, path, subsampling=1, starts=None, advice=AGAIN):
+    def __init__(self, videos, nx, nc, nt, path, subsampling=1, advice=AGAIN, starts=None):
         check_videos(videos, nx, nc, (nt - 1) * subsampling + 1, advice)
         self.starts = starts or [0] * len(videos)
         self.clips, self.nc, self.nt, self.path, self.step = videos, nc, nt, path, subsampling

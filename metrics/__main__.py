@@ -57,6 +57,12 @@ def get_parser():
                         help='number of frames, conditioning frames included; '
                              f'default: as published, {published}, or as trained '
                              '(seq_len_test)')
+    add_score_options(parser)
+    add_device_option(parser)
+    return parser
+
+
+def add_score_options(parser):
     parser.add_argument('--metrics', nargs='+', choices=METRICS, default=METRICS,
                         help='scores to compute')
     parser.add_argument('--lpips_dir', help="folder with torchvision's AlexNet, as for test.py")
@@ -72,8 +78,6 @@ def get_parser():
     parser.add_argument('--out', metavar='FOLDER',
                         help='folder for the results, which replace earlier ones: results.json, '
                              'results.npz and curves.png, as those of test.py')
-    add_device_option(parser)
-    return parser
 
 
 def resolve(argv=None):
