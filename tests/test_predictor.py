@@ -1,5 +1,6 @@
 """Predictions from Python: `predictor.py`, and `hubconf.py` as torch.hub loads it."""
 
+import os
 import subprocess
 import sys
 
@@ -229,7 +230,9 @@ def test_hub_and_the_caller_keep_their_own_modules(predictor, videos, grey, tmp_
         (tmp_path / name).write_text('mine = True\n')
     (tmp_path / 'try.py').write_text(HUB.format(root=str(ROOT), run=str(grey)))
     np.save(tmp_path / 'frames.npy', videos[0, :3])
-    done = subprocess.run([sys.executable, 'try.py'], cwd=tmp_path, capture_output=True, text=True)
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}  # which other tests set
+    done = subprocess.run([sys.executable, 'try.py'], cwd=tmp_path, env=env, capture_output=True,
+                          text=True)
     assert (done.returncode, done.stdout) == (0, ''), done.stderr
     expected = predictor.predict(videos[0, :3], 4, 5)
     assert abs(np.load(tmp_path / 'futures.npy').astype(int) - expected).max() <= 1
