@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from args import METRICS, PRESETS, load_config, preset_config
+from args import METRICS, load_config, preset_config
 from data import load_test
 from files import UserError, npy_header, read_json, read_npz, reading
+from published import PUBLISHED
 
 N_RANDOM = 3  # futures shown besides the best and the worst one
 # What makes the videos of two evaluations the same
@@ -156,7 +157,7 @@ def find_config(runs):
     protocol = runs[0].protocol
     deterministic = '_deterministic' if protocol.get('deterministic') else ''
     preset = f'{protocol["dataset"]}{deterministic}'
-    if preset not in PRESETS:
+    if preset not in PUBLISHED:
         raise UserError(f'{runs[0].folder} has no config.json, which tells how to read its test '
                         'set; put it there from the folder of the model')
     config = preset_config(preset)
