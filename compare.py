@@ -18,7 +18,7 @@ from files import (
     write_json,
 )
 from parsing import Parser
-from results import EARLIER, lock_results, replacing_results
+from results import EARLIER, default_names, lock_results, replacing_results
 
 RESULTS = ['curves.png', 'table.md', 'table.csv', 'table.tex', 'compare.json']
 # Of the protocol: what methods may differ in
@@ -48,9 +48,7 @@ def resolve(argv=None):
     """Checked options."""
     args = compare_parser().parse_args(argv)
     if args.names is None:
-        args.names = [Path(path).resolve().name for path in args.results]
-        if len(set(args.names)) < len(args.names):
-            args.names = list(args.results)
+        args.names = default_names(args.results)
     if len(args.names) != len(args.results):
         raise UserError(f'--names: {len(args.names)} names for {len(args.results)} results; '
                         'give one each')

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+from pathlib import Path
 
 from files import UserError, exclusive, read_json, read_npz, reading, replacing, write_json
 
@@ -14,6 +15,12 @@ def lock_results(folder):
     """Context in which no other process writes results to `folder`."""
     return exclusive(folder / '.results.lock', 'another process is writing results to '
                      f'{folder}; wait, or use another --out_dir')
+
+
+def default_names(folders):
+    """Names of folders with results, or their paths where these are equal."""
+    names = [Path(folder).resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else list(map(str, folders))
 
 
 @contextlib.contextmanager

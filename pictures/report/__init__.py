@@ -6,7 +6,7 @@ from pathlib import Path
 import jinja2
 
 from files import UserError, make_folder, replacing, write_json
-from results import lock_results, replacing_results
+from results import default_names, lock_results, replacing_results
 
 N_VIDEOS = 200  # shown by default
 HERE = Path(__file__).parent
@@ -72,12 +72,6 @@ def build(sources, out_dir, names=None, data_dir=None, n_videos=N_VIDEOS, overwr
 
 def is_damage(source):
     return (source / 'damage.json').exists() and not (source / 'results.json').exists()
-
-
-def default_names(sources):
-    """Names of folders, or their paths where these are equal."""
-    names = [source.resolve().name for source in sources]
-    return names if len(set(names)) == len(names) else list(map(str, sources))
 
 
 def plain(value):
