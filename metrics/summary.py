@@ -11,18 +11,13 @@ FORMATS = {name: (metric.digits, metric.unit) for name, metric in METRICS.items(
 FORMATS['fvd'] = 2, ''
 
 
-def interval(values):
-    """Mean of values (N, …) and half-width of its 95% interval, 1.96 std / √N, on the first axis.
+def summarise(values):
+    """Mean of values (N,) and half-width of its 95% interval, 1.96 std / √N, as `mean` and `ci95`.
 
-    Infinite values, such as the PSNR of equal frames, give NaN as half-width.
+    Infinite values, such as the PSNR of equal frames, give NaN as half-width; one value gives None.
     """
     with np.errstate(invalid='ignore'):
-        return values.mean(0), 1.96 * values.std(0) / math.sqrt(len(values))
-
-
-def summarise(values):
-    """Summary {'mean': float, 'ci95': float} of values (N,); one value has no interval: None."""
-    mean, half = map(float, interval(values))
+        mean, half = float(values.mean(0)), float(1.96 * values.std(0) / math.sqrt(len(values)))
     return {'mean': mean, 'ci95': half if len(values) > 1 else None}
 
 
