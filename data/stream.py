@@ -58,7 +58,13 @@ class Loader(DataLoader):
             for worker in set(multiprocessing.active_children()) - before:
                 worker.kill()
             raise
-        return self.batches
+        return self.take_batches()
+
+    def take_batches(self):
+        try:
+            yield from self.batches
+        except (ConnectionError, EOFError) as error:  # a worker died while it sent a batch
+            raise RuntimeError(f'DataLoader worker: {error}') from None  # as PyTorch calls it
 
     def __enter__(self):
         return self

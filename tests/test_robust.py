@@ -1,7 +1,6 @@
 """What hostile users, damaged files and full disks must not achieve: wrong results in silence."""
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -257,13 +256,25 @@ def test_unreadable_log_is_moved_aside(trained, tmp_path, capsys):
         assert f'it is now {folder}/log.csv.{i}, and a new one begins' in capsys.readouterr().out
 
 
-def test_dead_data_worker_is_a_sentence(tmp_path, call, monkeypatch):
+def reset_connection():
+    raise ConnectionResetError('Connection reset by peer')
+
+
+class CutOff:
+    """Batch whose sender dies while the main process takes it."""
+
+    def __reduce__(self):
+        return reset_connection, ()
+
+
+@pytest.mark.parametrize('death', [lambda: os.kill(os.getpid(), 9), CutOff])
+def test_dead_data_worker_is_a_sentence(tmp_path, call, monkeypatch, death):
     from data import stream
     real = stream.BatchStream.__getitem__
 
     def getitem(self, videos):
         if self.stream == 'train' and videos.start >= 6:
-            os.kill(os.getpid(), 9)
+            return death()
         return real(self, videos)
     monkeypatch.setattr(stream.BatchStream, '__getitem__', getitem)
     folder = tmp_path / 'run'
@@ -271,7 +282,7 @@ def test_dead_data_worker_is_a_sentence(tmp_path, call, monkeypatch):
     result = call(train.main, *argv)
     assert result.code == 1 and 'Traceback' not in result.err
     assert 'error: a process that loads data died (' in result.err
-    assert re.search(r'worker \(pid', result.err) and 'continue with --resume' in result.err
+    assert 'continue with --resume' in result.err
     assert load(folder / 'state.pt')['step'] >= 1
     monkeypatch.setattr(stream.BatchStream, '__getitem__', real)
     assert train.main(['--resume', '--save_path', str(folder)]) == 0
