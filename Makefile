@@ -1,12 +1,13 @@
 # make test    style and all tests
 # make stress  try to break the scripts at random, for ten minutes
-# make demo    train a small model on bundled digits, evaluate it, write pictures
+# make demo    show predictions of our model, then train and evaluate a small one on bundled digits
 # make clean   remove what these two made
 
 PYTHON ?= python3
 VENV = .venv
 RUN = runs/demo
 DATA = runs/demo_data
+SHOWN = runs/demo_pretrained
 IN_VENV = $(VENV)/bin/python
 
 .PHONY: test stress demo clean
@@ -23,8 +24,10 @@ stress: $(VENV)/installed
 demo: $(VENV)/installed
 	@mkdir -p $(DATA)
 	test -f $(DATA)/smmnist5k_test_2digits_64.npz || \
-		$(IN_VENV) -m preprocessing.mmnist.make_test_set --data_dir $(DATA) --seq_len 20 \
+		$(IN_VENV) -m preprocessing.mmnist.make_test_set --data_dir $(DATA) --seq_len 25 \
 			--digit_source mnist5k
+	$(IN_VENV) visualize.py samples --xp_dir pretrained/smmnist_cpu --data_dir $(DATA) \
+		--digits mnist5k --index 0 1 2 --out $(SHOWN)/samples.png $(SHOWN)/samples.gif
 	@if test -f $(RUN)/config.json; then set -x; $(IN_VENV) train.py --resume --save_path $(RUN); \
 	else set -x; \
 		$(IN_VENV) train.py --config configs/demo.yaml --data_dir $(DATA) --save_path $(RUN); fi
@@ -39,4 +42,4 @@ $(VENV)/installed: requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(RUN) $(DATA)
+	rm -rf $(VENV) $(RUN) $(DATA) $(SHOWN)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from args import add_model_options, fill_from_config, load_config
+from args import DIGIT_SOURCES, add_model_options, fill_from_config, load_config
 from data import load_test
 from files import UserError, count, make_folder, run_script
 from logs import read_log
@@ -100,6 +100,8 @@ def add_video_options(p, what):
     visual = VISUALS[what]
     default = ' '.join(map(str, range(visual.default_videos)))
     p.add_argument('--data_dir', required=True, help='folder of the dataset')
+    p.add_argument('--digits', choices=DIGIT_SOURCES,
+                   help='Moving MNIST: videos of the test set of these digits; default: as trained')
     p.add_argument('--index', type=nonnegative_int, nargs='+', metavar='I',
                    help=f'videos of the test set, from 0: {visual.videos}; default: {default}, or '
                         'as many as there are')
@@ -249,6 +251,11 @@ def resolve(argv=None):
                         f'{config.dynamics}: there are no states between frames; '
                         'use another model')
     fill_from_config(args, config)
+    if getattr(args, 'digits', None):
+        if config.dataset != 'smmnist':
+            raise UserError(f'--digits {args.digits} belongs to Moving MNIST, but {args.xp_dir} is '
+                            f'a model of {config.dataset}; leave it out')
+        config.digits = args.digits
     if args.what == 'predict':
         args.index = [0]  # futures use the noise of the first test video
         args.names = [os.path.basename(os.path.abspath(args.video))]

@@ -1,5 +1,6 @@
 """`visualize.py`: each WHAT on tiny models, pixel by pixel, against plain computations; errors."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -208,6 +209,20 @@ def test_several_videos_have_a_file_each(grey, data_dir, tmp_path, capsys):
     draw('samples', grey, '--data_dir', data_dir, '--index', 3, '--n_samples', 2,
          '--out', tmp_path / 'one.PNG')
     np.testing.assert_array_equal(read_rgb(tmp_path / 'one.PNG'), read_rgb(out / 'samples_3.png'))
+
+
+def test_videos_of_other_digits(grey, colour, data_dir, tmp_path):
+    shutil.copytree(grey, tmp_path / 'run')
+    config = json.loads((grey / 'config.json').read_text())
+    (tmp_path / 'run' / 'config.json').write_text(json.dumps({**config, 'digits': 'mnist'}))
+    options = ['--data_dir', data_dir, '--n_samples', 2, '--out']
+    with pytest.raises(UserError, match='smmnist_test_2digits_64.npz does not exist'):
+        draw('samples', tmp_path / 'run', *options, tmp_path / 'a.png')
+    draw('samples', tmp_path / 'run', *options, tmp_path / 'a.png', '--digits', 'mnist5k')
+    draw('samples', grey, *options, tmp_path / 'b.png')
+    np.testing.assert_array_equal(read_rgb(tmp_path / 'a.png'), read_rgb(tmp_path / 'b.png'))
+    with pytest.raises(UserError, match='--digits mnist belongs to Moving MNIST, but .* of folder'):
+        draw('samples', colour[0], '--data_dir', colour[1], '--digits', 'mnist')
 
 
 def test_framerate_decodes_the_states_between_frames(colour, tmp_path, shown):
