@@ -74,10 +74,8 @@ def get_protocol(args, config, scorer, digest, fvd):
         'precision': 'bfloat16' if args.torch_amp else 'float32'}
     if fvd is not None:
         protocol['fvd'] = {
-            'frames': args.nt_gen, 'conditioning_frames_included': True,
-            'resolution': [config.nx, config.nx], 'clips': scorer.n_videos,
-            'samples': args.fvd_samples, 'seed': args.test_seed,
-            **metrics.fvd.facts(fvd, args.fvd_backend)}
+            **metrics.fvd.facts(args, config, scorer.n_videos, args.fvd_samples, fvd),
+            'seed': args.test_seed}
     return protocol
 
 

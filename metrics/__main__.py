@@ -165,10 +165,7 @@ def get_protocol(args, config, scorer, embed):
     """What the scores depend on, as saved with them."""
     protocol = scorer.protocol(len(args.files)) | {'precision': 'float32'}
     if embed is not None:
-        protocol['fvd'] = {'frames': args.nt_gen, 'conditioning_frames_included': True,
-                           'resolution': [config.nx, config.nx], 'clips': scorer.n_videos,
-                           'samples': len(args.files),
-                           **metrics.fvd.facts(embed, args.fvd_backend)}
+        protocol['fvd'] = metrics.fvd.facts(args, config, scorer.n_videos, len(args.files), embed)
     return protocol
 
 

@@ -84,10 +84,12 @@ def build_embedding(path=None, backend='torch', device='cpu', other=False):
     return Embedding(state, device, identity)
 
 
-def facts(embed, backend):
-    """What distances depend on, for the protocol that is saved with them."""
-    return {'embedding': EMBEDDING, 'backend': backend, 'weights_sha256': embed.sha256,
-            'weights': embed.identity, 'note': embed.note}
+def facts(args, config, n_clips, n_samples, embed):
+    """What the distances of an evaluation depend on, for the protocol saved with them."""
+    return {'frames': args.nt_gen, 'conditioning_frames_included': True,
+            'resolution': [config.nx, config.nx], 'clips': n_clips, 'samples': n_samples,
+            'embedding': EMBEDDING, 'backend': args.fvd_backend,
+            'weights_sha256': embed.sha256, 'weights': embed.identity, 'note': embed.note}
 
 
 def check_sizes(n_videos, n_frames, what='the set'):
