@@ -88,7 +88,8 @@ def print_models():
     print('\nPublished scores: best of 100 samples, mean ± half-width of the 95% interval.\n'
           f'Models come from {REPO} on the Hugging Face Hub,\n'
           f'a mirror of {ORIGIN}, the site of the authors.\n'
-          'To download one: python pretrained.py NAME')
+          'To download one: python pretrained.py NAME\n'
+          'A small one, trained on a CPU, is part of this repository: pretrained/smmnist_cpu')
 
 
 def print_commands(name, out_dir):
