@@ -13,6 +13,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / 'tests' / 'golden'
@@ -20,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import download  # noqa: E402
 from files import run_script  # noqa: E402
+from training import job  # noqa: E402
 
 DEVICES = [torch.device('cpu'), *[torch.device('cuda', 0)] * torch.cuda.is_available()]
 
@@ -103,20 +105,39 @@ def digits():
     return np.random.RandomState(0).randint(0, 256, (40, 28, 28)).astype(np.uint8)
 
 
-@pytest.fixture
-def server(tmp_path):
-    """HTTP server on this machine: its folder and address."""
-    folder = tmp_path / 'served'
-    folder.mkdir()
-
+@contextlib.contextmanager
+def serve(folder):
+    """HTTP server of a folder on this machine: its address."""
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
     handler = functools.partial(Handler, directory=folder)
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as httpd:
         threading.Thread(target=httpd.serve_forever, args=[0.01], daemon=True).start()
-        yield folder, f'http://127.0.0.1:{httpd.server_port}/'
+        yield f'http://127.0.0.1:{httpd.server_port}/'
         httpd.shutdown()
+
+
+@pytest.fixture
+def server(tmp_path):
+    """HTTP server on this machine: its folder and address."""
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    with serve(folder) as address:
+        yield folder, address
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Names of the modules that `--compile` compiles, which needs no compiler here: list."""
+    module_compile, names = nn.Module.compile, []
+
+    def trace(self, **kwargs):
+        names.append(type(self).__name__)
+        module_compile(self, backend='eager')
+    monkeypatch.setattr(nn.Module, 'compile', trace)
+    monkeypatch.setattr(job, 'check_compile', lambda device: None)
+    return names
 
 
 DATA = bytes(i * i % 251 for i in range(5000))  # a file to download

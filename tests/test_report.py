@@ -1,12 +1,9 @@
 """Pages of results: what they hold, and how they work in a browser."""
 
 import contextlib
-import functools
-import http.server
 import json
 import re
 import shutil
-import threading
 import tracemalloc
 
 import numpy as np
@@ -20,6 +17,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 import damage
 import report
 from args import load_config
+from conftest import serve
 from data import load_test
 from files import read_npz, write_json, write_npz
 from pictures.network import FOOT, RED
@@ -562,13 +560,8 @@ def test_browser_opens_a_link_to_a_video(chromium, page):
 
 def test_browser_draws_exact_frames(chromium, page, results, run_dir, data_dir):
     """Over HTTP, as scripts may not read the pixels of files."""
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-    handler = functools.partial(Handler, directory=page)
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
-        opened = Page(chromium, page, f'http://127.0.0.1:{server.server_port}/index.html')
+    with serve(page) as address:
+        opened = Page(chromium, page, f'{address}index.html')
         opened.wait('document.querySelector("article.loaded")')
         truth = load_test(load_config(run_dir), data_dir, NT).videos([0])[:, 0]
         best = read_npz(results / 'psnr_best.npz')['samples'][0]
@@ -580,7 +573,6 @@ def test_browser_draws_exact_frames(chromium, page, results, run_dir, data_dir):
             assert (frames[0] == truth[t]).all()
             assert (frames[1] == (truth[t] if t < NT_COND else best[t - NT_COND])).all()
         opened.errors()  # advice on reading pixels
-        server.shutdown()
 
 
 def test_browser_shows_curves_and_moves_through_time_along_them(opened, page):
