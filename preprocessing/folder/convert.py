@@ -30,7 +30,7 @@ from preprocessing.convert import (
 )
 from preprocessing.decoding import Unreadable
 from preprocessing.folder.frames import CROPS, FrameFormat, find_images, open_frames
-from preprocessing.folder.sources import describe_left_out, find_sources
+from preprocessing.folder.sources import describe_left_out, find_sources, listed
 from preprocessing.folder.split import (
     check_given,
     check_groups,
@@ -278,9 +278,8 @@ def report(found, args, out, targets):
     kept = sorted(str(path) for fold in FOLDS for path in (out / fold).glob('[!.]*.npy')
                   if path not in targets)
     if kept:
-        more = f' and {len(kept) - 10:,} more' if len(kept) > 10 else ''
-        print(f'kept, though not in --data_dir any more: {", ".join(kept[:10])}{more}; delete them '
-              'unless they are to be used')
+        print(f'kept, though not in --data_dir any more: {listed(kept)}; delete them unless they '
+              'are to be used')
     for fold in FOLDS:
         if not any((out / fold).glob('*.npy')):
             raise UserError(f'{out}/{fold} has no videos; repair unreadable ones or add more, and '

@@ -13,7 +13,7 @@ from preprocessing.folder.frames import IMAGES
 
 # Names of videos: if such a file cannot be read, it is damaged rather than something else
 VIDEOS = {'.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ogv', '.webm', '.wmv'}
-MAX_EXAMPLES = 10  # of files that are left out for the same reason
+MAX_EXAMPLES = 10  # of files in a message
 
 
 class Found(NamedTuple):
@@ -126,12 +126,16 @@ def get_name(path, folder):
     return name
 
 
+def listed(paths):
+    """Paths for a message, at most MAX_EXAMPLES of them."""
+    more = f' and {len(paths) - MAX_EXAMPLES:,} more' if len(paths) > MAX_EXAMPLES else ''
+    return ', '.join(paths[:MAX_EXAMPLES]) + more
+
+
 def describe_left_out(left_out):
     """Lines on what was left out, a few examples for each reason."""
     groups = defaultdict(list)
     for path, reason in left_out:
         groups[reason].append(str(path))
     for reason, paths in sorted(groups.items()):
-        paths.sort()
-        more = f' and {len(paths) - MAX_EXAMPLES:,} more' if len(paths) > MAX_EXAMPLES else ''
-        yield f'left out: {", ".join(paths[:MAX_EXAMPLES])}{more} ({reason})'
+        yield f'left out: {listed(sorted(paths))} ({reason})'
