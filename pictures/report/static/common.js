@@ -72,6 +72,9 @@ class Player {
 
 // Frames of sprite pictures
 
+// Name of the sprite picture of a video or an iteration, from 0
+const spriteName = (i) => String(i).padStart(5, '0');
+
 // Canvas in which `drawFrame` shows frames, with a name below
 function cell(label, description) {
   const canvas = element('canvas', { width: report.width, height: report.height,

@@ -11,7 +11,6 @@ function sprite(name, onLoad) {
   else image.addEventListener('load', () => onLoad(image), { once: true });
 }
 
-const predictions = (i) => String(i).padStart(5, '0');
 const cells = ['damaged', 'truth', 'intact'].map((label) => (
   { label, image: null, ...cell(label, label) }));
 const [damaged, truth, intact] = cells;
@@ -73,8 +72,8 @@ const damage = new Player({
     const share = Number((100 * report.share[i]).toPrecision(3));
     const count = report.damaged[i].toLocaleString('en');
     $('damaged').textContent = `${count} values damaged (${share}%)`;
-    load(damaged, predictions(i), () => damage.t === i);
-    if (i + 1 < report.iterations) sprite(predictions(i + 1), () => {});
+    load(damaged, spriteName(i), () => damage.t === i);
+    if (i + 1 < report.iterations) sprite(spriteName(i + 1), () => {});
     drawNetwork(i);
     charts.forEach((chart) => chart.point(i + 1));
   },
@@ -100,6 +99,6 @@ window.addEventListener('resize', () => {
 network.image.addEventListener('load', () => drawNetwork(damage.t));
 
 load(truth, 'truth');
-load(intact, predictions(0));
+load(intact, spriteName(0));
 follow();
 start();

@@ -179,7 +179,7 @@ const loader = new IntersectionObserver((entries) => {
     if (!video) continue;
     video.visible = isIntersecting;
     if (isIntersecting && !video.image) {
-      video.image = element('img', { src: `sprites/${String(video.i).padStart(5, '0')}.png` });
+      video.image = element('img', { src: `sprites/${spriteName(video.i)}.png` });
       video.image.addEventListener('load', () => {
         target.classList.add('loaded');
         drawVideo(video, player.t);
