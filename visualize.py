@@ -22,7 +22,6 @@ from parsing import (
     seed,
 )
 from preprocessing.decoding import find_ffmpeg
-from preprocessing.video import read_video
 
 
 class Visual(NamedTuple):
@@ -289,6 +288,7 @@ def get_videos(args, config):
 
 def get_own_video(args, config):
     """The video of `--video`: uint8 (T, 1, H, W, C), nt_cond <= T <= nt_gen."""
+    from preprocessing.video import read_video  # OpenCV and converters, which only this needs
     video, note = read_video(args.video, config, args.t_0, args.nt_gen)
     if len(video) < args.nt_cond:
         raise UserError(f'--video {args.video} has {len(video)} frames from --t_0 {args.t_0} on, '
