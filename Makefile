@@ -1,5 +1,4 @@
 # make test    style and all tests
-# make stress  try to break the scripts at random, for ten minutes
 # make demo    show predictions of our model, then train and evaluate a small one on bundled digits
 # make clean   remove what these two made
 
@@ -10,15 +9,12 @@ DATA = runs/demo_data
 SHOWN = runs/demo_pretrained
 IN_VENV = $(VENV)/bin/python
 
-.PHONY: test stress demo clean
+.PHONY: test demo clean
 
 # Two workers with one thread each: PyTorch's threads would compete
 test: $(VENV)/installed
 	$(IN_VENV) -m ruff check
 	OMP_NUM_THREADS=1 $(IN_VENV) -m pytest -n 2 --dist loadfile tests
-
-stress: $(VENV)/installed
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(IN_VENV) tests/stress.py
 
 # An interrupted demo continues where it stopped.
 demo: $(VENV)/installed
@@ -27,7 +23,8 @@ demo: $(VENV)/installed
 		$(IN_VENV) -m preprocessing.mmnist.make_test_set --data_dir $(DATA) --seq_len 25 \
 			--digit_source mnist5k
 	$(IN_VENV) visualize.py samples --xp_dir pretrained/smmnist_cpu --data_dir $(DATA) \
-		--digits mnist5k --index 0 1 2 --out $(SHOWN)/samples.png $(SHOWN)/samples.gif
+		--digit_source mnist5k --index 0 1 2 --overwrite \
+		--out $(SHOWN)/samples.png $(SHOWN)/samples.gif
 	@if test -f $(RUN)/config.json; then set -x; $(IN_VENV) train.py --resume --save_path $(RUN); \
 	else set -x; \
 		$(IN_VENV) train.py --config configs/demo.yaml --data_dir $(DATA) --save_path $(RUN); fi

@@ -1,63 +1,44 @@
-"""Export a trained model as a checkpoint of half the size.
-
-`python export.py --xp_dir RUN --out_dir DIR`; see --help.
-"""
+"""Export a trained model as a checkpoint of half the size: see --help."""
 
 from pathlib import Path
 
-from args import FREE_ON_RESUME, add_model_options, load_config
-from files import UserError, make_folder, read_json, run_script, write_json
-from parsing import Parser
+from files import Parser, UserError, read_json, replacing, run_script, write_json
+
+from args import add_model_options, load_config
+from utils import load_model, save
+
+# Options of the run and its machine, not of the model
+LEFT_OUT = {'data_dir', 'save_path', 'weights', 'device', 'n_workers', 'accumulate', 'compile',
+            'amp_dtype', 'val_interval', 'chkpt_interval', 'state_interval', 'log_interval'}
 
 
-def export_parser():
-    """Parser of `export.py`."""
+def get_parser():
     parser = Parser('Write config.json and model.pt of a trained model to another folder, with '
                     'matrices and kernels in float16: half the size, for test.py, visualize.py, '
                     'damage.py and train.py --weights, which compute in float32 as before.')
     add_model_options(parser)
     parser.add_argument('--out_dir', required=True,
-                        help='folder of the checkpoint; must not hold another model')
+                        help='folder of the checkpoint, which must not exist yet')
     return parser
 
 
-def halved(state):
-    """Weights of a `state_dict`, with matrices and kernels in float16.
-
-    Vectors, such as the statistics of batch normalisation, stay in float32.
-    """
-    return {name: value.half() if value.is_floating_point() and value.ndim > 1 else value
-            for name, value in state.items()}
-
-
 def main(argv=None):
-    args = export_parser().parse_args(argv)
+    args = get_parser().parse_args(argv)
     weights, out_dir = Path(args.xp_dir) / args.model_name, Path(args.out_dir)
-    config = load_config(args.xp_dir)
-
-    from checkpoint import load_model, save  # import PyTorch, which --help does without
-    state = halved(load_model(config, weights, 'cpu').state_dict())
+    state = load_model(load_config(args.xp_dir), weights, 'cpu').state_dict()
     for name, value in state.items():
-        if not value.isfinite().all():
-            raise UserError(f'{weights}: {name} has values that are not finite in float16; '
-                            'use other weights, or share these as they are')
-    for name in ('config.json', 'model.pt'):
-        if (out_dir / name).exists():
-            raise UserError(f'--out_dir {out_dir} holds another model ({name}); '
-                            'use another folder')
-    make_folder(out_dir, '--out_dir')
-    save(out_dir / 'model.pt', state)
-    # Without what belongs to the machine and to the course of the run
-    kept = {k: v for k, v in read_json(Path(args.xp_dir) / 'config.json').items()
-            if k not in FREE_ON_RESUME | {'weights'}}
-    try:
-        write_json(out_dir / 'config.json', kept)
-    except UserError:  # half an export would be in the way of the next
-        (out_dir / 'model.pt').unlink()
-        raise
-    before, after = (path.stat().st_size / 1e6 for path in (weights, out_dir / 'model.pt'))
-    print(f'{out_dir}: config.json, model.pt ({after:.1f} MB, from {before:.1f}); '
-          f'score it with: python test.py --xp_dir {out_dir}')
+        if value.is_floating_point() and value.ndim > 1:  # not batch statistics
+            state[name] = value.half()
+            if not state[name].isfinite().all():
+                raise UserError(f'{weights}: {name} has values that are not finite in float16; '
+                                'use other weights, or share these as they are')
+    config = read_json(Path(args.xp_dir) / 'config.json')
+    with replacing(out_dir) as tmp:
+        tmp.mkdir(parents=True)
+        save(tmp / 'model.pt', state)
+        write_json(tmp / 'config.json', {k: v for k, v in config.items() if k not in LEFT_OUT})
+        out_dir.mkdir()  # another model is not replaced
+    print(f'{out_dir}: config.json, model.pt; score it with: python test.py --xp_dir {out_dir}')
 
 
 if __name__ == '__main__':

@@ -89,7 +89,7 @@ class SRVP(nn.Module):
     Parameters
     ----------
     nx, nc : int
-        Width and height, 32, 64, 128 or 256, and channels of frames.
+        Width and height, a power of 2 of at least 8, and channels of frames.
     nf, archi, skipco : int, {'dcgan', 'vgg'}, bool
         Width and architecture of encoder and decoder; whether skip connections join them.
     nhx, ny, nz : int
@@ -110,8 +110,6 @@ class SRVP(nn.Module):
     def __init__(self, *, nx, nc, nf, archi, skipco, nhx, ny, nz, nt_inf, nh_inf, nlayers_inf,
                  nh_res, nlayers_res, n_euler_steps, res_gain, dynamics='residual'):
         super().__init__()
-        if nx not in module.SIZES:
-            raise ValueError(f'nx: expected one of {module.SIZES}, found {nx}')
         self.nx, self.ny, self.nz, self.nt_inf = nx, ny, nz, nt_inf
         self.n_euler_steps, self.skipco, self.rule = n_euler_steps, skipco, dynamics
         self.encoder = module.ENCODERS[archi](nc, nhx, nf, nx)
@@ -128,12 +126,6 @@ class SRVP(nn.Module):
             module.init_conv(self.encoder)
             module.init_conv(self.decoder)
             module.init_orthogonal(self.dynamics, res_gain)  # a GRU has no linear layers
-
-    def compile_networks(self):
-        """`torch.compile` all networks but the LSTM, in place; parameter names do not change."""
-        for network in (self.encoder, self.decoder, self.w_proj, self.w_inf, self.q_y, self.q_z,
-                        self.p_z, self.dynamics):
-            network.compile()
 
     # Inference
 

@@ -4,14 +4,15 @@ The nesting of modules is part of the file format: it gives the parameter names 
 checkpoints.
 """
 
+import functools
+import re
 from itertools import pairwise
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-SIZES = [32, 64, 128, 256]  # widths and heights of frames
-SLOPE = 0.2                 # of LeakyReLU
+SLOPE = 0.2  # of LeakyReLU
 
 
 def block_widths(nf, nx):
@@ -122,18 +123,8 @@ def upsampling_kernel(kernel):
 def conv_transpose_to_one_channel(h, kernel, bias, stride, padding):
     """`F.conv_transpose2d` to one channel (grey frames), where it leaves most SIMD lanes idle.
 
-    A matrix product gives what each pixel adds to its k x k surroundings; `F.fold` sums up.
-
-    Parameters
-    ----------
-    h : tensor (N, C, H, W)
-    kernel : tensor (C, 1, k, k)
-    bias : tensor (1,) or None
-    stride, padding : pair of int
-
-    Returns
-    -------
-    tensor (N, 1, H', W')
+    A matrix product gives what each pixel of h (N, C, H, W) adds to its k x k surroundings, by the
+    kernel (C, 1, k, k); `F.fold` sums up.
     """
     N, C, H, W = h.shape
     k, (stride, _), (padding, _) = kernel.shape[-1], stride, padding
@@ -149,7 +140,9 @@ def conv_function(conv):
     """Function of (input, kernel, bias, stride, padding) that computes a convolution module."""
     if isinstance(conv, nn.Conv2d):
         return F.conv2d
-    return conv_transpose_to_one_channel if conv.out_channels == 1 else F.conv_transpose2d
+    if conv.out_channels == 1 and conv.weight.device.type == 'cpu':
+        return conv_transpose_to_one_channel  # on CUDA, `F.fold` runs sample by sample
+    return F.conv_transpose2d
 
 
 def split_kernel(conv, kernel, skip):
@@ -163,14 +156,7 @@ def convolve(conv, h, skip=None, up=False):
     """Convolution of h, upsampled if `up`, and of `skip`, as if concatenated on channels.
 
     Convolutions are linear: conv([h, s]) = conv_h(h) + conv_s(s). All frames of a video share the
-    second term, which is computed once.
-
-    Parameters
-    ----------
-    conv : nn.Conv2d or nn.ConvTranspose2d, without bias
-    h : tensor (T·B, C, H, W)
-    skip : tensor (B, C', H', W')
-    up : bool
+    second term, which is computed once: h is (T·B, C, H, W), skip (B, C', H', W').
     """
     function, kernel = conv_function(conv), conv.weight
     if skip is not None:
@@ -194,6 +180,39 @@ class Decoder(nn.Module):
     widest : int
         Size of the largest activation of a frame.
     """
+
+    @functools.cached_property
+    def is_standard(self):
+        """Whether all layers are those that `steps` and `FrozenDecoder` compute in a faster way.
+
+        These are convolutions without bias, each but the last followed by batch normalisation,
+        LeakyReLU and perhaps upsampling, with kernels as below.
+        """
+        layers = [m for block in [self.first_upconv, *self.conv] for m in block.modules()
+                  if not isinstance(m, nn.Sequential)]
+        kinds = {nn.Conv2d: 'c', nn.ConvTranspose2d: 'c', nn.BatchNorm2d: 'n', nn.LeakyReLU: 'a',
+                 nn.Upsample: 'u'}
+        order = ''.join(next((c for kind, c in kinds.items() if isinstance(m, kind)), '?')
+                        for m in layers)
+        convs = [m for m, c in zip(layers, order) if c == 'c']
+        after_up = [b for a, b in pairwise(layers) if isinstance(a, nn.Upsample)]
+        return (re.fullmatch('(cnau?)+c', order) is not None
+                and all(m.bias is None and m.groups == 1 and m.dilation == (1, 1) for m in convs)
+                and all(m.negative_slope == SLOPE for m in layers if isinstance(m, nn.LeakyReLU))
+                and all(m.scale_factor == 2 and m.mode == 'nearest' for m in layers
+                        if isinstance(m, nn.Upsample))
+                and geometry(convs[0]) == (nn.ConvTranspose2d, (4, 4), (1, 1), (0, 0))
+                and all(geometry(m) == (nn.Conv2d, (3, 3), (1, 1), (1, 1)) for m in after_up))
+
+    def plain(self, wy, skips=None):
+        """`forward` layer by layer, for decoders of any layers."""
+        h = self.first_upconv(wy[:, :, None, None])
+        for i, block in enumerate(self.conv):
+            if skips is not None:  # (B, C, H, W) -> (T·B, C, H, W)
+                skip = skips[i].expand(len(h) // len(skips[i]), *skips[i].shape).flatten(0, 1)
+                h = torch.cat([h, skip], 1)
+            h = block(h)
+        return torch.sigmoid(h.float())
 
     def steps(self, skips=None):
         """Yield (convolution, batch normalisation or None, skip or None, upsample first?)."""
@@ -221,12 +240,18 @@ class Decoder(nn.Module):
         -------
         tensor (T·B, nc, H, W), in [0, 1]
         """
+        if not self.is_standard:
+            return self.plain(wy, skips)
         h = wy[:, :, None, None]
         for conv, norm, skip, up in self.steps(skips):
             h = convolve(conv, h, skip, up)
             if norm is not None:
                 h = F.leaky_relu_(norm(h), SLOPE)
-        return torch.sigmoid(h)
+        return torch.sigmoid(h.float())  # float32 under autocast, as the loss
+
+
+def geometry(conv):
+    return type(conv), conv.kernel_size, conv.stride, conv.padding
 
 
 class DCGANDecoder(Decoder):
@@ -278,6 +303,11 @@ class FrozenDecoder:
     """
 
     def __init__(self, decoder, w, skips=None):
+        self.plain = None
+        if not decoder.is_standard:
+            self.plain, self.w = decoder.plain, w.float()
+            self.skips = skips and [skip.float() for skip in skips]
+            return
         (conv, norm, _, _), *steps = decoder.steps(skips)
         kernel, bias = fold_norm(conv, norm, w.dtype)
         matrix = kernel.permute(0, 2, 3, 1).flatten(1)  # (nh_inf + ny, 4·4·C): the input is 1x1
@@ -299,6 +329,9 @@ class FrozenDecoder:
     def __call__(self, y):
         """Frames (T, B, nc, H, W), in [0, 1], of states y (T, B, ny)."""
         T, B = y.shape[:2]
+        if self.plain is not None:
+            wy = torch.cat([self.w.expand(T, *self.w.shape), y], -1)
+            return self.plain(wy.flatten(0, 1), self.skips).unflatten(0, (T, B))
         h = y.to(self.y_matrix.dtype) @ self.y_matrix + self.w_term  # (T, B, 4·4·C)
         h = h.view(T * B, 4, 4, -1).permute(0, 3, 1, 2)  # (T·B, C, 4, 4), channels last in memory
         F.leaky_relu_(h, SLOPE)

@@ -3,74 +3,61 @@
 Several processes share the videos: `torchrun --nproc_per_node=2 test.py … --device 0 1`.
 """
 
-import os
 from pathlib import Path
 
-from args import (
-    METRICS,
-    add_i3d_options,
-    add_model_options,
-    fill_from_config,
-    load_config,
-)
-from files import UserError, run_script
-from parsing import (
-    Parser,
-    add_device_option,
-    add_local_rank_option,
-    check_local_rank,
-    euler_steps,
-    flag,
-    frames,
-    nonnegative_int,
-    positive_int,
-    seed,
-)
+from files import (Parser, UserError, count, nonnegative_int, positive_int, progress_bar,
+                   run_script, seed, sha256)
+
+import numpy as np
+import torch
+
+from args import (FLAG, add_dataset_options, add_device_option, add_i3d_option, add_model_options,
+                  fill_from_config, load_config)
+from data.stream import chunks
+from distributed import StopSignal, join
+from evaluation.futures import Chunk, Futures, draw_noise, last_frame, quantise, score_futures
+from evaluation.results import (FinishedBatches, check_earlier, draw_pictures, write_results,
+                                write_samples)
+from evaluation.scoring import (get_protocol, load_test_set, note_differences, score_lines,
+                                summarise, summary)
+from metrics import METRICS, build_metrics
+from model import build_model
+from utils import describe, half_dtype, load_model, release_memory, to_video
+
+N_RANDOM = 5  # futures saved as random_1.npz, …
 
 
-def test_parser():
-    """Parser of `test.py`."""
+def get_parser():
     parser = Parser('Evaluate a trained model on the test set that its configuration names.')
-    add_run_options(parser.add_argument_group('Model and data'))
-    add_sampling_options(parser.add_argument_group('Sampling'))
-    add_score_options(parser.add_argument_group('Scores'))
-    add_output_options(parser.add_argument_group('Output'))
-    return parser
-
-
-def add_run_options(g):
+    g = parser.add_argument_group('Model and data')
     add_model_options(g)
     g.add_argument('--data_dir', required=True, help='folder of the dataset')
+    add_dataset_options(g)
     g.add_argument('--baseline', choices=['last_frame', 'untrained'],
                    help='instead of the model, evaluate the repetition of the last conditioning '
                         'frame, or the model before training')
     add_device_option(g, several=True)
-    add_local_rank_option(g)
-
-
-def add_sampling_options(g):
+    g = parser.add_argument_group('Sampling')
     g.add_argument('--n_samples', type=positive_int, default=100,
                    help='predictions per video, of which the best counts')
     g.add_argument('--n_videos', type=positive_int,
                    help='evaluate only the first videos of the test set')
-    g.add_argument('--nt_cond', type=frames, help='conditioning frames; default: as trained')
-    g.add_argument('--nt_gen', type=frames,
-                   help='number of frames, conditioning frames included; '
-                        'default: as trained (seq_len_test)')
-    g.add_argument('--n_euler_steps', type=euler_steps,
+    g.add_argument('--nt_cond', type=positive_int, help='conditioning frames; default: as trained')
+    g.add_argument('--nt_gen', type=positive_int,
+                   help='frames, conditioning frames included; default: as trained (seq_len_test)')
+    g.add_argument('--n_euler_steps', type=positive_int,
                    help='Euler steps per predicted frame; default: as trained')
     g.add_argument('--batch_size', type=positive_int, default=16,
                    help='videos at a time; does not change the scores')
     g.add_argument('--chunk', type=positive_int,
                    help='frames decoded at a time, at least one per video of a batch; default: '
                         'chosen from the free memory, and halved when out of memory')
-    flag(g, '--torch_amp', help='networks in bfloat16; the metrics stay in float32')
+    g.add_argument('--torch_amp', action=FLAG, default=False,
+                   help='networks in bfloat16; the metrics stay in float32')
     g.add_argument('--test_seed', '--seed', type=seed, default=1,
                    help='seed of all samples, and of the weights of --baseline untrained')
-
-
-def add_score_options(g):
-    g.add_argument('--metrics', nargs='+', choices=METRICS, default=METRICS,
+    g = parser.add_argument_group('Scores')
+    g.add_argument('--metrics', nargs='+', choices=list(METRICS), default=list(METRICS),
                    help='scores to compute; pictures show the best samples by the first one')
     g.add_argument('--lpips_dir',
                    help="folder with torchvision's AlexNet, all of it or its features only; "
@@ -80,55 +67,189 @@ def add_score_options(g):
     g.add_argument('--fvd_samples', type=positive_int, default=1,
                    help='report the mean distance over this many random samples, and its 95%% '
                         'interval; published ones are over 5')
-    add_i3d_options(g)
-
-
-def add_output_options(g):
+    add_i3d_option(g)
+    g = parser.add_argument_group('Output')
     g.add_argument('--out_dir',
                    help='folder of the results; default: --xp_dir, or its subfolder '
-                        'baseline_<name> with --baseline. Earlier results there are replaced at '
-                        'the end if their protocol is the same; otherwise the call stops before '
-                        'any work. An interrupted evaluation continues there')
+                        'baseline_<name> with --baseline. An interrupted evaluation continues '
+                        'there; results of another protocol need --overwrite')
     g.add_argument('--overwrite', action='store_true',
-                   help='replace earlier results in --out_dir whatever their protocol, and '
-                        'discard an interrupted evaluation of another one')
+                   help='replace earlier results in --out_dir whatever their protocol')
     g.add_argument('--n_pictures', type=nonnegative_int, default=5,
                    help='videos drawn as a strip (PNG) and an animation (GIF)')
-    flag(g, '--report', default=None,
-         help='make a page of the results, report/index.html, as report.py does; default: unless '
-              '--n_pictures is 0')
+    g.add_argument('--report', action=FLAG, default=True,
+                   help='make a page of the results, report/index.html, as report.py does')
+    return parser
 
 
 def resolve(argv=None):
-    """Checked options, completed from the configuration of the model, and this configuration."""
-    args = test_parser().parse_args(argv)
-    check_local_rank(args)
+    """Options, completed from the configuration of the model, and that configuration."""
+    args = get_parser().parse_args(argv)
     config = load_config(args.xp_dir)
     fill_from_config(args, config)
     if args.baseline == 'last_frame':
-        args.n_samples = 1  # there is only one future
-        if args.torch_amp:
-            raise UserError('--torch_amp: --baseline last_frame has no network; leave it out')
-    if not args.fvd and (args.i3d_path or args.i3d_other or args.fvd_samples != 1
-                         or args.fvd_backend != 'torch'):
-        raise UserError('--i3d_path, --i3d_other, --fvd_samples and --fvd_backend need --fvd')
+        args.n_samples, args.torch_amp = 1, False  # there is one future, and no network
     if args.fvd_samples > args.n_samples:
         raise UserError(f'--fvd_samples {args.fvd_samples} is more than --n_samples '
                         f'{args.n_samples}; use at most that many')
-    if args.report is None:
-        args.report = args.n_pictures > 0
     folder = f'baseline_{args.baseline}' if args.baseline else ''
     args.out_dir = Path(args.out_dir or Path(args.xp_dir) / folder)
     return args, config
 
 
 def main(argv=None):
-    # --help and misspelt options are answered before PyTorch is imported. Processes of a launcher
-    # parse together instead, so that an error is printed once.
-    if 'LOCAL_RANK' not in os.environ:
-        test_parser().parse_args(argv)
-    from evaluation.run import run
-    return run(lambda: resolve(argv))
+    with join() as world:
+        args, config = world.share(resolve(argv) if world.main else None)
+        return evaluate(args, config, world)
+
+
+def evaluate(args, config, world):
+    """Evaluate a model in this process, one of those of a job; returns the exit code."""
+    # What is evaluated
+    device = world.device(args.device)
+    dtype = half_dtype('bfloat16', device) if args.torch_amp else torch.float32
+    with world.local_main_first():  # which may download weights
+        metrics = build_metrics(args.metrics, args.lpips_dir, device)
+        embed = None
+        if args.fvd:
+            from metrics import fvd  # here and below: only with --fvd
+            embed = fvd.build_embedding(args.i3d_path, device)
+    testset, n_videos = load_test_set(args, config)
+    nt_pred, n_random = args.nt_gen - args.nt_cond, max(N_RANDOM, args.fvd_samples)
+    model, weights = None, None
+    if args.baseline == 'untrained':
+        torch.manual_seed(args.test_seed)
+        model = build_model(config).to(device).eval().requires_grad_(False)
+    elif args.baseline is None:
+        weights = Path(args.xp_dir) / args.model_name
+        model = load_model(config, weights, device)
+    protocol = get_protocol(args, config, testset, n_videos, args.n_samples) | {
+        'n_euler_steps': args.n_euler_steps, 'seed': args.test_seed, 'baseline': args.baseline,
+        'checkpoint_sha256': weights and sha256(weights),
+        'precision': 'bfloat16' if args.torch_amp else 'float32'}
+    if embed is not None:
+        fvd.check_sizes(n_videos, args.nt_gen, 'the test set (--n_videos, --nt_gen)')
+        protocol['fvd'] = {'samples': args.fvd_samples, 'weights_sha256': embed.sha256,
+                           'note': embed.note}
+    batches = chunks(range(n_videos), args.batch_size)
+    finished = FinishedBatches(args.out_dir, {**protocol, 'batch_size': args.batch_size})
+    names = [f'{name}_{end}' for name in args.metrics for end in ('best', 'worst')]
+    names += [f'random_{k + 1}' for k in range(min(N_RANDOM, args.n_samples))]
+    if world.main:
+        args.out_dir.mkdir(parents=True, exist_ok=True)
+        check_earlier(args.out_dir, protocol, args.overwrite)
+        frame_shape = config.nx, config.nx, config.nc
+        finished.create({name: (n_videos, nt_pred, *frame_shape) for name in names}
+                       | {'cond_rec': (n_videos, args.nt_cond, *frame_shape)})
+        announce(args, protocol, device, world)
+    # Process 0 lists what is left for all: the others may already write batches
+    done = world.share(set(finished.done()) if world.main else None)
+    todo = [k for k in range(len(batches)) if k not in done][world.rank::world.size]
+
+    # Scores, batch by batch
+    chunk = None if model is None else Chunk(model, args.chunk)
+    total = sum(len(batches[k]) for k in todo) * args.n_samples
+    with StopSignal(world, 'keeping the finished batches') as stop, \
+            progress_bar(total=total, unit='sample', disable=not world.main) as bar:
+        def on_sample(n):
+            bar.update(n)
+            if stop.received is not None:
+                raise KeyboardInterrupt  # leaves score_futures
+
+        for k in todo:
+            truth = testset.videos(batches[k])  # uint8 (nt_gen, B, H, W, C)
+            x = to_video(torch.from_numpy(truth), device)
+            given, target = x[:args.nt_cond], x[args.nt_cond:]
+            if model is None:
+                futures = last_frame(given, nt_pred)
+            else:
+                noise = draw_noise(model, args.test_seed, 'test', batches[k], args.n_samples,
+                                   args.nt_gen)
+                futures = Futures(model, given, nt_pred, noise, args.n_euler_steps, chunk=chunk,
+                                  dtype=dtype)
+            try:
+                scores, frames = score_futures(futures, target, metrics, n_random,
+                                               on_sample=on_sample)
+            except KeyboardInterrupt:
+                break
+            frames['cond_rec'] = quantise(futures.given(0))
+            scores = {name: score.cpu().numpy() for name, score in scores.items()}
+            frames = {name: video.permute(0, 1, 3, 4, 2).cpu().numpy()
+                      for name, video in frames.items()}
+            if any(np.isnan(scores[f'{name}_t']).any() for name in args.metrics):
+                raise UserError(f'{args.model_name} predicts NaN: its activations grow beyond '
+                                'float32; use another checkpoint')
+            if embed is not None:
+                videos = [truth[args.nt_cond:]] + [frames[f'random_{i + 1}']
+                                                   for i in range(args.fvd_samples)]
+                for i, video in enumerate(videos):
+                    scores[f'fvd_{i}'] = fvd.embed_continued(
+                        embed, truth[:args.nt_cond], video)
+            finished.write(k, batches[k], scores, {name: frames[name]
+                                                  for name in [*names, 'cond_rec']})
+            release_memory()
+    if stop.received is not None:  # in all processes: launchers and terminals signal each of them
+        if world.main:
+            report_interruption(finished, protocol, n_videos)
+        return 128 + stop.received
+    world.wait()
+    if not world.main:
+        return 0
+
+    # Results
+    scores = finished.scores()
+    features = [scores.pop(f'fvd_{i}') for i in range(args.fvd_samples + 1)] if embed else []
+    table = summary(scores)
+    if features:
+        table['fvd'] = summarise(np.array([fvd.frechet_distance(features[0], f)
+                                           for f in features[1:]]))
+    print('\n'.join(score_lines(table, protocol)), flush=True)
+    write_samples(args.out_dir, finished, [*names, 'cond_rec'])
+    rows = {'best': f'{args.metrics[0]}_best', 'worst': f'{args.metrics[0]}_worst'}
+    rows |= {f'random {i}': f'random_{i}' for i in (1, 2, 3) if f'random_{i}' in names}
+    n_pictures = min(args.n_pictures, n_videos)
+    draw_pictures(args.out_dir / 'pictures', testset, finished, rows, n_pictures, args.nt_cond)
+    write_results(args.out_dir, table, protocol, scores, args.nt_cond,
+                  data_dir=str(args.data_dir), checkpoint=args.model_name)
+    finished.remove()
+    print(f'results in {args.out_dir}: results.json, results.npz, curves.png, pictures of '
+          f'{count(n_pictures, "video")}, frames of all videos ({names[0]}.npz …)')
+    if args.report and n_pictures:
+        from pictures import page
+        run = page.read_run(args.out_dir, args.baseline or Path(args.xp_dir).resolve().name)
+        index = page.write_evaluation([run], args.out_dir / 'report', overwrite=args.overwrite,
+                                      testset=testset)
+        print(f'page: {index}')
+    return 0
+
+
+def announce(args, protocol, device, world):
+    """Print what is about to be computed."""
+    what = f'evaluating {args.baseline or args.model_name} on {describe(device)}'
+    if world.size > 1:
+        what += f' and {world.size - 1} more'
+    print(f'{what}: {count(protocol["clips"], "video")} of {protocol["dataset"]}, '
+          f'{protocol["size"]} x {protocol["size"]}, '
+          f'{count(args.nt_cond, "conditioning frame")}, '
+          f'{count(protocol["predicted_frames"], "predicted frame")}, '
+          f'{count(args.n_samples, "sample")}, '
+          f'{count(args.n_euler_steps, "Euler step")} per frame, seed {args.test_seed}, '
+          f'{protocol["precision"]}\ntest set: {protocol["test_set"]}', flush=True)
+    for name in args.metrics:
+        if version := protocol.get(f'{name}_version'):
+            print(f'{METRICS[name].label}: version {version}', flush=True)
+    note_differences(protocol)
+
+
+def report_interruption(finished, protocol, n_videos):
+    """Print the scores so far, and how to go on."""
+    scores = finished.scores()
+    if scores:
+        table = summary(scores)
+        n_done = len(next(iter(scores.values())))
+        print('\n'.join([f'scores so far, of {n_done:,} of {count(n_videos, "video")}:',
+                         *score_lines(table, protocol)]))
+    print('repeat the command to continue', flush=True)
 
 
 if __name__ == '__main__':

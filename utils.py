@@ -1,12 +1,15 @@
-"""Random numbers and devices."""
+"""Random streams, devices, and weights on disk."""
 
 import contextlib
 import ctypes
+import zipfile
+
+from files import UserError, reading, replacing
 
 import numpy as np
 import torch
 
-from files import UserError, check_memory
+from model import build_model
 
 # Random numbers
 
@@ -74,19 +77,30 @@ def release_memory():
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def require_memory(needed, device, advice):
-    """Raise a UserError if a lower bound of the memory needed, in bytes, exceeds a device's."""
-    if device.type == 'cuda':
-        check_memory(needed, advice, torch.cuda.mem_get_info(device)[1], 'the GPU')
-    else:
-        check_memory(needed, advice)
-
-
 def describe(device):
     """Name of a device, for messages."""
     if device.type == 'cuda':
         return f'{device} ({torch.cuda.get_device_name(device)})'
-    return f'CPU ({torch.get_num_threads()} threads)'
+    threads = torch.get_num_threads()
+    return f'CPU ({threads} thread{"s" * (threads > 1)})'
+
+
+def has_bfloat16(device):
+    """Whether a device computes in bfloat16. For CPUs, PyTorch says so by a private operator."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return getattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: False)()
+
+
+def half_dtype(name, device):
+    """Half-precision dtype on a device: 'bfloat16', 'float16' or 'auto', the best one."""
+    if name == 'auto':
+        name = 'bfloat16' if device.type == 'cpu' or has_bfloat16(device) else 'float16'
+    possible = has_bfloat16(device) if name == 'bfloat16' else device.type == 'cuda'
+    if not possible:
+        raise UserError(f'--torch_amp: this {device.type.upper()} does not compute in {name}; '
+                        'leave it out, or use another --amp_dtype')
+    return getattr(torch, name)
 
 
 def to_video(batch, device):
@@ -94,11 +108,64 @@ def to_video(batch, device):
     return batch.to(device, non_blocking=True).permute(0, 1, 4, 2, 3).float() / 255
 
 
-def check_compile(device):
-    """Raise a UserError if torch.compile fails, as on a CPU without a C++ compiler."""
-    try:
-        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
-    except Exception as error:  # compilers fail in many ways
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(f'--compile: torch.compile does not work here '
-                        f'({[*lines, type(error).__name__][0]}); leave the option out') from None
+# Weights on disk
+
+def save(path, value):
+    """Write tensors, in dictionaries and lists; `path` is never seen half-written."""
+    with replacing(path) as tmp:
+        try:
+            with open(tmp, 'wb') as f:  # given a path, PyTorch hides why it cannot write
+                torch.save(value, f)
+        except RuntimeError as error:
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def load(path):
+    """Read what `save` wrote, on the CPU. Untrusted: only tensors and plain values are read."""
+    with open(path, 'rb') as f:
+        begin = f.read(64).lstrip()
+    with reading(path, 'is not a readable weights file', 'use another one'):
+        if begin.startswith((b'version https://git-lfs', b'<')):
+            what = 'web page' if begin.startswith(b'<') else 'Git LFS pointer'
+            raise ValueError(f'it is a {what}: download the file itself')
+        if zipfile.is_zipfile(path):  # PyTorch does not look at the checksums
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f'the checksum of {damaged} in it is wrong')
+        return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def load_weights(model, path):
+    """Load a `state_dict` into `model`, which may be on the meta device.
+
+    Parameter names may have the prefixes of DistributedDataParallel and torch.compile.
+    """
+    state, expected = load(path), model.state_dict()
+    advice = 'use the options of its own training, such as --nf, or the config.json beside it'
+    with reading(path, 'does not fit the configuration', advice):
+        if not (isinstance(state, dict)
+                and all(isinstance(value, torch.Tensor) for value in state.values())):
+            raise ValueError('it is no plain state_dict, as model.pt')
+        state = {name.replace('_orig_mod.', '').removeprefix('module.'): value
+                 for name, value in state.items()}
+        found, needed = ({name: tuple(value.shape) for name, value in s.items()}
+                         for s in (state, expected))
+        if wrong := sorted(k for k in found | needed if found.get(k) != needed.get(k)):
+            raise ValueError(
+                f'{len(wrong)} of {len(expected)} parameters differ, as {wrong[0]}: '
+                f'{found.get(wrong[0], "missing")}, expected {needed.get(wrong[0], "none")}')
+        for name, value in state.items():
+            if not value.isfinite().all():
+                raise ValueError(f'{name} has values that are not finite')
+            state[name] = value.to(expected[name].dtype)
+    # Assigned rather than copied: a model on the meta device has no memory to copy to
+    model.load_state_dict(state, assign=True)
+    model.to(memory_format=torch.channels_last)
+
+
+def load_model(config, path, device):
+    """Trained SRVP model of a configuration, in evaluation mode, without gradients."""
+    with torch.device('meta'):  # initialising takes time
+        model = build_model(config)
+    load_weights(model, path)
+    return model.to(device).eval().requires_grad_(False)

@@ -2,36 +2,36 @@
 
 from pathlib import Path
 
-from data.clips import FirstFrames, convert_again, fold_clips
-from data.video import find_videos
-from files import UserError
-
-
-def convert_command(data_dir, nx=64):
-    """Command that converts the dataset, to its only size."""
-    return f'python preprocessing/bair/convert.py --data_dir {data_dir}'
+from data.clips import Dataset, FirstFrames, fold_clips, found
+from data.video import find_videos, open_fold
 
 
 def find_converted(data_dir, fold):
-    """Converted videos of a fold ('train' or 'test'), by record file and number: list of Video."""
+    """Videos of a fold ('train' or 'test'), by record file and number: list of Video.
+
+    They come from one array, or from the published layout: a folder of PNG frames each.
+    """
     folder = Path(data_dir) / 'processed_data' / fold
+    array = folder.with_suffix('.npy')
+    if array.exists():
+        return open_fold(array)
     records = sorted(p for p in folder.glob('[!.]*') if p.is_dir())
     videos = [video for record in records for video in find_videos(record).values()]
-    if not videos:
-        raise UserError(f'--data_dir {data_dir}: no videos as {folder}/<record>/001.npy (or '
-                        'folders of PNG frames) were found; make them with: '
-                        f'{convert_command(data_dir)}')
-    return videos
+    return found(videos, data_dir, f'{array} (or folders of PNG frames, {folder}/<record>/001)',
+                 'bair')
 
 
 def load_folds(config):
     """Training and validation sources: clips of two folds of the training videos."""
-    videos = find_converted(config.data_dir, 'train')
-    return fold_clips(videos, config, convert_again(convert_command(config.data_dir)))
+    return fold_clips(find_converted(config.data_dir, 'train'), config)
 
 
 def load_test(config, data_dir, nt):
     """Test set: the first `nt` frames of each test video."""
     folder = Path(data_dir) / 'processed_data' / 'test'
-    return FirstFrames(find_converted(data_dir, 'test'), config.nx, config.nc, nt, folder,
-                       advice=convert_again(convert_command(data_dir)))
+    array = folder.with_suffix('.npy')
+    return FirstFrames(find_converted(data_dir, 'test'), config, nt,
+                       array if array.exists() else folder)
+
+
+DATASET = Dataset((3,), load_folds, load_test, sizes=(64,), videos='processed_data')

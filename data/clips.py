@@ -1,24 +1,67 @@
-"""Clips of videos on disk: random ones for training and validation, fixed ones for testing."""
+"""Registry entries of datasets; random clips of videos on disk, and test sets of fixed ones."""
 
-import functools
 import os
 import re
 import sys
-
-import numpy as np
+from collections.abc import Callable
+from typing import NamedTuple
 
 from files import UserError
 
-AGAIN = 'convert the videos again'
+import numpy as np
+
+from data.video import find_video, video_names
+
+SIZES = (32, 64, 128, 256)  # widths and heights of frames that models can have
+
+
+class Dataset(NamedTuple):
+    """All that the program knows about a dataset.
+
+    Attributes
+    ----------
+    channels : tuple of int
+        Possible numbers of channels.
+    load_folds : function
+        (config) -> sources of training and of validation videos: objects with `draw(rngs, nt)` ->
+        uint8 (nt, len(rngs), H, W, C), one video drawn with each `np.random.RandomState`.
+    load_test : function
+        (config, data_dir, nt) -> test set: an object with a length, `videos(indices)` -> uint8
+        (nt, len(indices), H, W, C), `name(i)` of a video, and `path`, its file or folder.
+    options : dict
+        Options of `train.py` for this dataset only: arguments of `add_argument` by name. They are
+        part of the protocol of an evaluation.
+    test_options : tuple of str
+        Those that `test.py` and other scripts have as well: they name another test set.
+    sizes : tuple of int
+        Possible widths and heights of frames.
+    videos : str
+        Folder of converted videos in --data_dir, where {nx} stands for their size; None if videos
+        are generated on the fly.
+    """
+    channels: tuple
+    load_folds: Callable
+    load_test: Callable
+    options: dict = {}
+    test_options: tuple = ()
+    sizes: tuple = SIZES
+    videos: str | None = None
+
+    def find_sizes(self, data_dir):
+        """Sizes of the converted videos: dict of the path that shows it, by size."""
+        if self.videos is None or len(self.sizes) == 1:
+            return {}
+        if '{nx}' in self.videos:
+            pattern = re.compile(re.escape(self.videos).replace(r'\{nx\}', r'(\d+)'))
+            return {int(m[1]): path for path in data_dir.glob('*')
+                    if (m := pattern.fullmatch(path.name))}
+        folder = data_dir / self.videos / 'train'
+        videos = [find_video(folder, name) for name in video_names(folder)[:1]]
+        return {video.frame_shape[0]: video.path for video in videos}
 
 
 def get_fold(n, train):
-    """Indices of the training (95%) or validation fold of n items, as published, in order.
-
-    Returns
-    -------
-    np.ndarray of int
-    """
+    """Indices of the training (95%) or validation fold of n items, as published, in order."""
     indices = np.arange(n)
     np.random.RandomState(42).shuffle(indices)
     split = int(0.95 * n)
@@ -28,28 +71,14 @@ def get_fold(n, train):
 class Clips:
     """Source of random clips: a random start in a random video among those long enough.
 
-    Parameters
-    ----------
-    videos : list of Video (see `data.video`)
-    nx, nc : int
-        Width and height of frames, and channels to keep.
-    nt : int
-        Frames of the clips that will be drawn.
-    subsampling : int
-        Keep one frame in this many.
-    advice : str
-        What to do about frames of another size.
-
-    Raises
-    ------
-    UserError
-        If the frames of a video have another size, or no video is long enough.
+    Of the videos (list of `data.video.Video`), one frame in `subsampling` is kept; the clips that
+    will be drawn have `nt` frames.
     """
 
-    def __init__(self, videos, nx, nc, nt, subsampling=1, advice=AGAIN):
-        self.nx, self.nc, self.step = nx, nc, subsampling
-        check_frames(videos, nx, nc, advice)
-        self.videos = note_short(videos, self.span(nt), '--seq_len, --seq_len_test')
+    def __init__(self, videos, config, nt, subsampling=1):
+        self.nx, self.nc, self.step = config.nx, config.nc, subsampling
+        check_frames(videos, config)
+        self.videos = long_enough(videos, self.span(nt), '--seq_len, --seq_len_test')
 
     def span(self, nt):
         """Frames of the video that a clip of `nt` covers."""
@@ -65,82 +94,78 @@ class Clips:
         return clips
 
 
-def fold_clips(videos, config, advice, subsampling=1):
+def fold_clips(videos, config, subsampling=1):
     """Sources of training and validation clips, from the two folds of training videos."""
     if len(videos) < 2:
         raise UserError(f'{videos[0].path} is the only training video; at least 2 are needed, for '
                         'training and validation')
-    return [Clips([videos[i] for i in get_fold(len(videos), train)], config.nx, config.nc, nt,
-                  subsampling, advice)
+    return [Clips([videos[i] for i in get_fold(len(videos), train)], config, nt, subsampling)
             for train, nt in ((True, config.seq_len), (False, config.seq_len_test))]
 
 
-def check_frames(videos, nx, nc, advice=AGAIN):
-    """Raise a UserError unless all videos have frames of nx x nx with nc channels or more."""
+def check_frames(videos, c):
+    """Raise a UserError unless the frames of all videos have the size and channels of `c`."""
     for video in videos:
         H, W, C = (*video.frame_shape, 1)[:3]
-        if (H, W) != (nx, nx) or C < nc:
+        if (H, W) != (c.nx, c.nx) or C < c.nc:
             raise UserError(f'{video.path} has frames {"x".join(map(str, video.frame_shape))}, but '
-                            f'{nx}x{nx} with --nc {nc} is needed; {advice}, or use the right --nx '
-                            'and --nc')
+                            f'{c.nx}x{c.nx} with --nc {c.nc} is needed; use the right --nx and '
+                            f'--nc, or {remake(c.dataset)}')
 
 
-def convert_again(command):
-    """What to do about videos of another size than `command` converts to."""
-    return f'remove these and convert again with: {command}'
+def remake(dataset):
+    """What to do about wrong or missing videos."""
+    return f'make them with preprocessing/{dataset}/convert.py, see docs/data.md'
 
 
-def describe_short(videos, span):
-    """Description of the videos with fewer than `span` frames; empty if there are none."""
+def found(videos, data_dir, example, dataset):
+    """The videos, which a loader found as `example` says; a UserError if there are none."""
+    if not videos:
+        raise UserError(f'--data_dir {data_dir}: no videos as {example} were found; '
+                        f'{remake(dataset)}')
+    return videos
+
+
+def long_enough(videos, span, options):
+    """The videos of at least `span` frames; the others are named in a note."""
     short = [f'{video.path} ({len(video)})' for video in videos if len(video) < span]
-    if not short:
-        return ''
-    examples = ', '.join(short[:3]) + (' …' if len(short) > 3 else '')
-    return (f'{len(short):,} of {len(videos):,} videos have fewer than the {span} frames of a clip:'
-            f' {examples}')
-
-
-def note_short(videos, span, options):
-    """The videos of at least `span` frames; the others are named in a note.
-
-    Without any, this is a UserError, which names the `options` of the length.
-    """
-    short = describe_short(videos, span)
-    found = [video for video in videos if len(video) >= span]
-    if not found:
-        raise UserError(f'{short}; use shorter clips ({options}), or add longer videos')
-    if short and os.environ.get('RANK', '0') == '0':  # once per job
-        print(f'note: {short}; no clips are drawn from these', file=sys.stderr)
-    return found
-
-
-def check_videos(videos, nx, nc, span, advice=AGAIN):
-    """As `check_frames`, and that all videos have at least `span` frames."""
-    check_frames(videos, nx, nc, advice)
-    if short := describe_short(videos, span):
-        raise UserError(f'{short}; remove them, or use shorter clips (--nt_gen; --seq_len of '
-                        'make_test_set.py)')
+    if short:
+        text = (f'{len(short):,} of {len(videos):,} videos have fewer than the {span} frames of a '
+                f'clip: {", ".join(short[:3])}{" …" * (len(short) > 3)}')
+        if len(short) == len(videos):
+            raise UserError(f'{text}; use shorter clips ({options}), or add longer videos')
+        if os.environ.get('RANK', '0') == '0':  # once per job
+            print(f'note: {text}; they are left out', file=sys.stderr)
+    return [video for video in videos if len(video) >= span]
 
 
 class FirstFrames:
-    """Test set of the first `nt` frames of videos, one in `subsampling`, from `path`.
+    """Test set of clips of `nt` frames, one for each of the videos, which may repeat.
 
-    With `starts`, their first frames, it holds later clips; videos may then repeat.
+    The file or folder `path` defines it. One frame in `subsampling` is kept; `starts` are the first
+    frames of the clips, 0 by default.
     """
 
-    def __init__(self, videos, nx, nc, nt, path, subsampling=1, advice=AGAIN, starts=None):
-        check_videos(videos, nx, nc, (nt - 1) * subsampling + 1, advice)
-        self.starts = starts or [0] * len(videos)
-        self.clips, self.nc, self.nt, self.path, self.step = videos, nc, nt, path, subsampling
+    def __init__(self, videos, config, nt, path, subsampling=1, starts=None):
+        check_frames(videos, config)
+        span = (nt - 1) * subsampling + 1
+        starts = starts or [0] * len(videos)
+        for video, start in zip(videos, starts):
+            if start + span > len(video):
+                raise UserError(f'{video.path} has {len(video)} frames, but the clip covers {span} '
+                                f'from frame {start} on; use a smaller --nt_gen or --t_0')
+        self.clips, self.starts, self.step = videos, starts, subsampling
+        self.nc, self.nt, self.path = config.nc, nt, path
 
     def __len__(self):
         return len(self.clips)
 
     def name(self, i):
-        """Path of a video below `path`, without its extension."""
+        """Path of a video below `path`, without its extension; its number in an array of all."""
+        if self.clips[i].path == self.path:
+            return f'video {i}'
         root = self.path if self.path.is_dir() else self.path.parent
-        name = self.clips[i].path.relative_to(root).as_posix()
-        name = name.removesuffix('.npy').removesuffix('.npz')
+        name = self.clips[i].path.relative_to(root).with_suffix('').as_posix()
         return f'{name} from {self.starts[i]}' if self.starts[i] else name
 
     def videos(self, indices):
@@ -150,41 +175,31 @@ class FirstFrames:
 
 
 class Sequences:
-    """Test set of n videos in one file, `path`, read when it is first needed.
+    """Test set of videos in one array, uint8 (T, N, H, W), of the file `path`."""
 
-    Parameters
-    ----------
-    path : Path
-    n : int
-    read : function
-        Returns the videos, uint8 (T, n, H, W).
-    """
-
-    def __init__(self, path, n, read):
-        self.path, self.n, self.read = path, n, functools.cache(read)
+    def __init__(self, path, sequences):
+        self.path, self.sequences = path, sequences
 
     def __len__(self):
-        return self.n
+        return self.sequences.shape[1]
 
     def name(self, i):
         return f'video {i}'
 
     def videos(self, indices):
         """uint8 (T, len(indices), H, W, 1)"""
-        return self.read()[:, indices, :, :, None]
+        return self.sequences[:, indices, :, :, None]
 
 
 def shortest_set(folder, name, nt, command):
-    """Shortest test set of at least `nt` frames: path and number of frames.
+    """Path of the shortest test set of at least `nt` frames; a longer one holds other clips.
 
-    A longer one holds other clips. In its `name`, <frames> stands for the number of frames;
-    `command` makes one.
+    In its `name`, <frames> stands for the number of frames; `command` makes one.
     """
     pattern = re.compile(re.escape(name).replace('<frames>', r'(\d+)'))
-    found = [(int(m[1]), path) for path in folder.glob('*') if (m := pattern.fullmatch(path.name))]
-    long_enough = [(length, path) for length, path in found if length >= nt]
-    if not long_enough:
+    found = [(int(m[1]), path) for path in folder.glob('*')
+             if (m := pattern.fullmatch(path.name)) and int(m[1]) >= nt]
+    if not found:
         raise UserError(f'--data_dir {folder}: there is no {name} of at least {nt} frames; make '
                         f'it with: {command}')
-    length, path = min(long_enough)
-    return path, length
+    return min(found)[1]

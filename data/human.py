@@ -2,32 +2,24 @@
 
 from pathlib import Path
 
-from data.clips import FirstFrames, convert_again, fold_clips, shortest_set
+from files import positive_int
+
+from data.clips import Dataset, FirstFrames, fold_clips, found, shortest_set
 from data.video import NpzVideo, find_videos
-from files import UserError
 
 
-def convert_command(data_dir, nx):
-    """Command that converts the dataset to frames of nx x nx."""
-    return f'python preprocessing/human/convert.py --data_dir {data_dir} --image_size {nx}'
-
-
-def find_converted(data_dir, fold, nx=64):
+def find_converted(data_dir, fold):
     """Converted videos of a fold ('train' or 'test') by name, in order of the published files."""
     folder = Path(data_dir) / fold
-    found = find_videos(folder)
-    if not found:
-        raise UserError(f'--data_dir {data_dir}: no videos as {folder}/S1-Walking.54138969.npy '
-                        '(or .npz) were found; make them with: '
-                        f'{convert_command(data_dir, nx)}')
-    return {name: found[name] for name in sorted(found, key=lambda name: f'{name}.npz')}
+    videos = found(find_videos(folder), data_dir,
+                   f'{folder}/S1-Walking.54138969.npy (or .npz)', 'human')
+    return {name: videos[name] for name in sorted(videos, key=lambda name: f'{name}.npz')}
 
 
 def load_folds(config):
     """Training and validation sources: subsampled clips of two folds of the training videos."""
-    videos = list(find_converted(config.data_dir, 'train', config.nx).values())
-    again = convert_again(convert_command(config.data_dir, config.nx))
-    return fold_clips(videos, config, again, config.subsampling)
+    videos = list(find_converted(config.data_dir, 'train').values())
+    return fold_clips(videos, config, config.subsampling)
 
 
 def load_test(config, data_dir, nt):
@@ -38,11 +30,12 @@ def load_test(config, data_dir, nt):
     step = config.subsampling
     command = (f'python preprocessing/human/make_test_set.py --data_dir {data_dir} '
                f'--seq_len {max(nt, 53)} --subsampling {step}')
-    folder, _ = shortest_set(Path(data_dir), f'test_set_<frames>_{step}', nt, command)
-    paths = [folder / f'test_{i}.npz' for i in range(len(list(folder.glob('test_*.npz'))) or 1)]
-    for path in paths:
-        if not path.exists():
-            raise UserError(f'{path} is missing; remove {folder} and make the test set again')
-    again = (f'remove {folder} and make it again with: {command}, after '
-             f'{convert_command(data_dir, config.nx)}')
-    return FirstFrames(list(map(NpzVideo, paths)), config.nx, config.nc, nt, folder, step, again)
+    folder = shortest_set(Path(data_dir), f'test_set_<frames>_{step}', nt, command)
+    videos = [NpzVideo(folder / f'test_{i}.npz')
+              for i in range(len(list(folder.glob('test_*.npz'))) or 1)]
+    return FirstFrames(videos, config, nt, folder, step)
+
+
+DATASET = Dataset(
+    (3,), load_folds, load_test, videos='',
+    options={'subsampling': dict(type=positive_int, default=8, help='use every n-th frame')})

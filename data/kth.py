@@ -3,20 +3,16 @@
 import re
 from pathlib import Path
 
+from files import reading
+
 import numpy as np
 
-from data.clips import Sequences, convert_again, fold_clips, shortest_set
-from data.video import find_videos
-from files import UserError, npz_header, read_npz, reading
+from data.clips import Dataset, Sequences, fold_clips, found, shortest_set
+from data.video import find_videos, npz_header
 
 CLASSES = ['boxing', 'handclapping', 'handwaving', 'jogging', 'running', 'walking']
 TRAIN_PERSONS, TEST_PERSONS = range(1, 21), range(21, 26)
 NAME = re.compile(r'person(\d\d)_[a-z]+_d\d')
-
-
-def convert_command(data_dir, nx):
-    """Command that converts the dataset to frames of nx x nx."""
-    return f'python preprocessing/kth/convert.py --data_dir {data_dir} --image_size {nx}'
 
 
 def test_set_name(nt, nx):
@@ -29,34 +25,27 @@ def find_converted(data_dir, nx, persons):
     folder = Path(data_dir) / f'processed_{nx}'
     videos = [video for c in CLASSES for name, video in find_videos(folder / c).items()
               if (m := NAME.fullmatch(name)) and int(m[1]) in persons]
-    if not videos:
-        raise UserError(f'--data_dir {data_dir}: no videos as {folder}/boxing/person01_boxing_d1'
-                        '.npy (or folders of PNG frames) were found; make them with: '
-                        f'{convert_command(data_dir, nx)}')
-    return videos
+    return found(videos, data_dir, f'{folder}/boxing/person01_boxing_d1.npy (or folders of PNG '
+                 'frames)', 'kth')
 
 
 def load_folds(config):
     """Training and validation sources: clips of two folds of the training persons' videos."""
-    videos = find_converted(config.data_dir, config.nx, TRAIN_PERSONS)
-    return fold_clips(videos, config, convert_again(convert_command(config.data_dir, config.nx)))
+    return fold_clips(find_converted(config.data_dir, config.nx, TRAIN_PERSONS), config)
 
 
 def load_test(config, data_dir, nt):
     """Test set, first `nt` frames: the shortest sufficient one (see `test_set_name`)."""
     command = (f'python preprocessing/kth/make_test_set.py --data_dir {data_dir} '
                f'--seq_len {max(nt, 40)} --image_size {config.nx}')
-    name = test_set_name('<frames>', config.nx)
-    path, length = shortest_set(Path(data_dir), name, nt, command)
-    complaint = 'is not a test set of KTH', f'make it again with: {command}'
-    with reading(path, *complaint):
-        shape, dtype = npz_header(path, 'sequences')  # (N, T, H, W)
-    if dtype != np.uint8 or len(shape) != 4 or not shape[0] or shape[1] < nt \
-            or shape[2:] != (config.nx, config.nx):
-        raise UserError(f'{path}: sequences must be uint8 (N, {length}, {config.nx}, {config.nx}), '
-                        f'found {dtype} {shape}; make it again with: {command}')
+    path = shortest_set(Path(data_dir), test_set_name('<frames>', config.nx), nt, command)
+    with reading(path, 'is not a test set of KTH', f'make it again with: {command}'):
+        shape, dtype = npz_header(path, 'sequences')
+        if dtype != np.uint8 or len(shape) != 4 or shape[1] < nt or shape[2:] != (config.nx,) * 2:
+            raise ValueError(f'sequences must be uint8 (N, {nt} or more, {config.nx}, '
+                             f'{config.nx}), found {dtype} {shape}')
+        with np.load(path, allow_pickle=False) as arrays:
+            return Sequences(path, arrays['sequences'][:, :nt].swapaxes(0, 1))
 
-    def read():
-        with reading(path, *complaint):
-            return read_npz(path, 'sequences')['sequences'][:, :nt].swapaxes(0, 1)
-    return Sequences(path, shape[0], read)
+
+DATASET = Dataset((1,), load_folds, load_test, videos='processed_{nx}')

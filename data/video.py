@@ -1,33 +1,23 @@
 """Videos on disk, uint8 RGB or grey: arrays of our converters, and the published layouts."""
 
-import contextlib
-import math
-import os
 import re
 import zipfile
 
-import numpy as np
-from numpy.lib import format as npy
-from PIL import Image
+from files import reading
 
-from files import UserError, check_archive, reading
+import numpy as np
+from PIL import Image
 
 AGAIN = 'convert the video again'
 
 
-def _read_header(path, f, size):
-    """Shape of the uint8 array in a `.npy` stream of `size` bytes; `f` is left at its data."""
-    with reading(path, 'is not a NumPy array', AGAIN):
-        version = npy.read_magic(f)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(f)
-    is_shape = len(shape) in (3, 4) and all(type(n) is int and n >= 0 for n in shape)
-    if dtype != np.uint8 or fortran or not is_shape:
-        raise UserError(f'{path} must hold uint8 frames (T, H, W[, C]), found {dtype} {shape}; '
-                        f'{AGAIN}')
-    if size < f.tell() + math.prod(shape):
-        raise UserError(f'{path} is truncated; {AGAIN}')
-    return shape
+def npz_header(path, name):
+    """Shape and dtype of an array of an `.npz`, which is not read."""
+    with zipfile.ZipFile(path) as archive, archive.open(f'{name}.npy') as f:
+        read = {(1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0}[np.lib.format.read_magic(f)]
+        shape, _, dtype = read(f)
+        return shape, dtype
 
 
 class Video:
@@ -50,46 +40,62 @@ class Video:
 
 
 class ArrayVideo(Video):
-    """A `.npy` file, memory-mapped for each clip: processes share the page cache."""
+    """An array in a `.npy` file, mapped into memory for each clip.
 
-    def __init__(self, path):
-        self.path = path
-        with open(path, 'rb') as f:
-            size = os.fstat(f.fileno()).st_size
-            self.n_frames, *self.frame_shape = _read_header(path, f, size)
-            self.offset = f.tell()
+    Processes share the page cache, and workers get no copy.
+
+    Parameters
+    ----------
+    path : Path
+    shape : tuple
+        (T, H, W) or (T, H, W, C).
+    offset : int
+        First byte of the frames in the file.
+    """
+
+    def __init__(self, path, shape, offset):
+        self.path, self.offset = path, offset
+        self.n_frames, *self.frame_shape = self.shape = shape
 
     def _read(self, start, stop, step):
-        shape = self.n_frames, *self.frame_shape
-        return np.memmap(self.path, np.uint8, 'r', self.offset, shape)[start:stop:step]
+        return np.memmap(self.path, np.uint8, 'r', self.offset, self.shape)[start:stop:step]
+
+
+def read_array(path, ndims):
+    """Memory map of a `.npy` file of uint8 frames."""
+    with reading(path, 'is not a whole array of uint8 frames', AGAIN):
+        array = np.load(path, mmap_mode='r', allow_pickle=False)
+        if array.dtype != np.uint8 or array.ndim not in ndims:
+            raise ValueError(f'it holds {array.dtype} {array.shape}')
+        return array
+
+
+def open_array(path):
+    """The video of a `.npy` file, (T, H, W) or (T, H, W, C)."""
+    array = read_array(path, (3, 4))
+    return ArrayVideo(path, array.shape, array.offset)
+
+
+def open_fold(path):
+    """The videos of one `.npy` file, (N, T, H, W, C): list."""
+    array = read_array(path, (5,))
+    return [ArrayVideo(path, array.shape[1:], array.offset + i * array.strides[0])
+            for i in range(len(array))]
 
 
 class NpzVideo(Video):
     """Published layout of Human3.6M: an `.npz` file with `image`."""
 
     def __init__(self, path):
-        self.path, self.checked = path, False
-        with self._open():
-            pass
-
-    @contextlib.contextmanager
-    def _open(self):
-        with reading(self.path, 'is not a video of the published layout', AGAIN), \
-                zipfile.ZipFile(self.path) as archive, archive.open('image.npy') as f:
-            size = archive.getinfo('image.npy').file_size
-            self.n_frames, *self.frame_shape = _read_header(self.path, f, size)
-            yield f
+        self.path = path
+        with reading(path, 'is not a video of the published layout', AGAIN):
+            (self.n_frames, *self.frame_shape), dtype = npz_header(path, 'image')
+            if dtype != np.uint8 or len(self.frame_shape) != 3:
+                raise ValueError('image is not uint8 (T, H, W, C)')
 
     def _read(self, start, stop, step):
-        if not self.checked:  # once, at the first clip
-            with reading(self.path, 'is damaged', AGAIN):
-                check_archive(self.path)
-            self.checked = True
-        size = math.prod(self.frame_shape)
-        with self._open() as f:
-            f.seek(start * size, os.SEEK_CUR)
-            frames = np.frombuffer(f.read((stop - start) * size), np.uint8)
-            return frames.reshape(stop - start, *self.frame_shape)[::step]
+        with reading(self.path, 'is damaged', AGAIN), np.load(self.path) as arrays:
+            return arrays['image'][start:stop:step]
 
 
 class PngVideo(Video):
@@ -97,41 +103,41 @@ class PngVideo(Video):
 
     def __init__(self, path):
         self.path = path
-        matches = [(re.search(r'(\d+)\.png$', p.name), p.name) for p in path.glob('[!.]*')]
-        self.frames = [name for _, name in sorted((int(m[1]), name) for m, name in matches if m)]
-        if not self.frames:
-            raise UserError(f'{path} has no PNG frames; {AGAIN}')
+        matches = [(re.search(r'(\d+)\.png$', p.name), p) for p in path.glob('[!.]*.png')]
+        self.frames = [p for _, p in sorted((int(m[1]), p) for m, p in matches if m)]
+        with reading(path, 'is not a video', AGAIN):
+            if not self.frames:
+                raise ValueError('it has no PNG frames')
         self.n_frames = len(self.frames)
         self.frame_shape = self._read(0, 1, 1).shape[1:]
 
     def _read(self, start, stop, step):
         images = []
-        for name in self.frames[start:stop:step]:
-            path = self.path / name
-            with reading(path, 'is not a readable image', AGAIN), Image.open(path) as image:
+        for path in self.frames[start:stop:step]:
+            with reading(path, 'is not a frame of its video', AGAIN), Image.open(path) as image:
                 # Palettes hold indices, other modes have other ranges
                 if image.mode not in ('L', 'RGB', 'RGBA'):
                     raise ValueError(f'mode {image.mode}, expected L, RGB or RGBA')
                 images.append(np.asarray(image))
-            if images[-1].shape != images[0].shape:
-                raise UserError(f'{path} and the frames before it have different sizes; {AGAIN}')
+                if images[-1].shape != images[0].shape:
+                    raise ValueError('its size is not that of the frames before')
         return np.stack(images)
 
 
 def find_video(folder, name):
     """The video of this name in a folder, None if there is none.
 
-    Of several layouts, the array comes first, then the folder of frames.
+    Of several layouts, the array comes first, then the folder of frames. Video <i> of an array of
+    a whole fold, `<folder>.npy`, has the name <i>.
     """
-    for path, layout, exists in ((folder / f'{name}.npy', ArrayVideo, os.path.lexists),
-                                 (folder / name, PngVideo, os.path.isdir),
-                                 (folder / f'{name}.npz', NpzVideo, os.path.lexists)):
-        if exists(path):
-            try:
-                return layout(path)
-            except OSError as error:
-                raise UserError(f'{error.filename} cannot be read ({error.strerror}); '
-                                'remove or convert it again') from None
+    fold = folder.with_name(f'{folder.name}.npy')
+    if name.isdigit() and fold.is_file():
+        videos = open_fold(fold)
+        return videos[int(name)] if int(name) < len(videos) else None
+    for path, layout in ((folder / f'{name}.npy', open_array), (folder / name, PngVideo),
+                         (folder / f'{name}.npz', NpzVideo)):
+        if path.is_dir() if layout is PngVideo else path.exists():
+            return layout(path)
     return None
 
 

@@ -1,12 +1,20 @@
-"""Metrics of predicted frames. Each prepares its target once, for any number of predictions."""
+"""Metrics of predicted frames: `METRICS`, and FVD, a distance of sets of videos, in `fvd.py`."""
 
-from metrics.frame import PSNR, SSIM
-from metrics.lpips import LPIPS, find_backbone
+from metrics.frame import LPIPS, PSNR, SSIM
 
+# One class a metric, in the order of tables and charts
 METRICS = {'psnr': PSNR, 'ssim': SSIM, 'lpips': LPIPS}
 
 
-def build_metrics(names, lpips_dir, device):
-    """Metrics by name, on `device`. Raises a UserError if weights of LPIPS are missing."""
-    build = METRICS | {'lpips': lambda: LPIPS(find_backbone(lpips_dir)).to(device)}
-    return {name: build[name]() for name in METRICS if name in names}
+class FVD:
+    """How the distance of `fvd.py` is shown: the attributes of a `Metric`."""
+    label, unit, digits, higher_is_better = 'FVD', '', 2, False
+
+
+LABELS = METRICS | {'fvd': FVD}
+
+
+def build_metrics(names, lpips_dir=None, device='cpu'):
+    """Metrics on `device` by name, in the order of `METRICS`."""
+    return {name: metric.build(device, lpips_dir)
+            for name, metric in METRICS.items() if name in names}

@@ -1,24 +1,28 @@
-"""Pictures of videos, enlarged by nearest neighbour: tables and strips (PNG), animations."""
+"""Pictures of videos, enlarged by nearest neighbour: tables and strips (PNG), animations.
+
+Videos are uint8 (T, H, W, C), C = 1 or 3. By name, they are the truth and predictions, which may
+lack the conditioning frames.
+"""
 
 import itertools
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+from files import UserError, replacing
+
+import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from files import replacing
-from pictures.encoding import Palette, write_gif, write_mp4
-
-SIDE = 192    # pixels that frames are enlarged to
+SIDE = 192    # pixels that frames are enlarged to, at most
 GAP = 4       # pixels between frames
 COLUMNS = 12  # frames in a row of a strip
 CAPTION = 28  # height of a line of text below a picture
 BACKGROUND, INK = (255, 255, 255), (0, 0, 0)
-GIVEN, PREDICTED = (31, 119, 180), (214, 39, 40)  # of conditioning and predicted frames
+# Colours of conditioning and of predicted frames, in all pictures and pages
+GIVEN, PREDICTED = (31, 119, 180), (214, 39, 40)
 
-
-# Layout
 
 class Heading(NamedTuple):
     """Text above one or several columns of a table, or to the left of a row."""
@@ -27,30 +31,17 @@ class Heading(NamedTuple):
     span: int = 1
 
 
-def table(cells, headings, names=(), border=None, side=SIDE):
-    """Draw frames in rows and columns.
+def table(cells, headings, names=(), border=None):
+    """Picture of frames (H, W, C), or None for an empty cell, in rows `cells` of columns.
 
-    Parameters
-    ----------
-    cells : list of lists of uint8 (H, W, C), or None for an empty cell
-    headings : list of Heading
-        Above the columns.
-    names : list of str or Heading
-        To the left of the rows, one each; may be empty.
-    border : tuple
-        Colour of a border around frames; by default none.
-    side : int
-        Frames are enlarged, by a whole number, to this width at most.
-
-    Returns
-    -------
-    PIL.Image.Image
-        In RGB.
+    There are a Heading above each column or group of columns, and a name, text or Heading, to the
+    left of each row, unless there are no names. `border` is a colour around the frames.
     """
-    font = _font(len(cells[0]))
+    # Larger in a wider table, which is viewed smaller; 22 fits 't = 23 (predicted)' above a frame
+    font = ImageFont.load_default(min(max(15, 2 * len(cells[0]) + 2), 22))
     names = [name if isinstance(name, Heading) else Heading(name) for name in names]
     H, W = next(frame for row in cells for frame in row if frame is not None).shape[:2]
-    scale = max(1, side // W)
+    scale = max(1, SIDE // W)
     H, W, gap = H * scale, W * scale, GAP if border is None else 3 * GAP
     widest = max(int(font.getlength(h.text)) // h.span for h in headings)
     w, h = max(W + gap, widest + 3 * GAP), H + (GAP if border is None else 2 * GAP)  # of a cell
@@ -70,59 +61,20 @@ def table(cells, headings, names=(), border=None, side=SIDE):
         for column in itertools.islice(columns, heading.span):
             for i, frame in enumerate(column):
                 if frame is not None:
-                    _paste(canvas, frame, x + (w - W) // 2, top + i * h, scale, border)
+                    a, b = x + (w - W) // 2, top + i * h
+                    if border is not None:
+                        draw.rectangle((a - 2, b - 2, a + W + 1, b + H + 1), border)
+                    picture = Image.fromarray(np.broadcast_to(frame, (*frame.shape[:2], 3)))
+                    canvas.paste(picture.resize((W, H), Image.Resampling.NEAREST), (a, b))
             x += w
         x += space
     return canvas
 
 
 def shortened(name, most=24):
-    """A name for a label: its middle is left out if it has more than `most` characters."""
+    """Name for a label, without its middle if it has more than `most` characters."""
     return name if len(name) <= most else f'{name[:most // 2 - 1]}…{name[-most // 2:]}'
 
-
-def _font(columns=0):
-    """Font for a table of so many columns: larger in a wider one, which is viewed smaller.
-
-    The largest one fits 't = 23 (predicted)' above a frame.
-    """
-    return ImageFont.load_default(min(max(15, 2 * columns + 2), 22))
-
-
-def _paste(canvas, frame, x, y, scale, border):
-    """Paste a frame uint8 (H, W, C), C = 1 or 3, enlarged."""
-    picture = Image.fromarray(np.broadcast_to(frame, (*frame.shape[:2], 3)))
-    W, H = picture.width * scale, picture.height * scale
-    if border is not None:
-        ImageDraw.Draw(canvas).rectangle((x - 2, y - 2, x + W + 1, y + H + 1), border)
-    canvas.paste(picture.resize((W, H), Image.Resampling.NEAREST), (x, y))
-
-
-def side_by_side(pictures):
-    """Join pictures from left to right, centred vertically."""
-    size = sum(p.width for p in pictures), max(p.height for p in pictures)
-    canvas = Image.new('RGB', size, BACKGROUND)
-    x = 0
-    for picture in pictures:
-        canvas.paste(picture, (x, (canvas.height - picture.height) // 2))
-        x += picture.width
-    return canvas
-
-
-def stacked(pictures, caption, colour=INK):
-    """Join pictures from top to bottom, with a line of text below."""
-    height = sum(p.height for p in pictures)
-    canvas = Image.new('RGB', (max(p.width for p in pictures), height + CAPTION), BACKGROUND)
-    y = 0
-    for picture in pictures:
-        canvas.paste(picture, (0, y))
-        y += picture.height
-    place = 2 * GAP, height + CAPTION // 2
-    ImageDraw.Draw(canvas).text(place, caption, colour, _font(), anchor='lm')
-    return canvas
-
-
-# Time
 
 def moment(t, nt_cond, past=''):
     """Colour and text of time t, such as 't = 5 (predicted)'.
@@ -147,85 +99,77 @@ def spaced(nt_cond, T, most=COLUMNS):
     return range(nt_cond % spacing, T, spacing)
 
 
-# Files
-
 def write_picture(path, picture, **options):
     """Write a Pillow image as PNG."""
     with replacing(path) as tmp:
         picture.save(tmp, 'PNG', **options)
 
 
-def strip(path, rows, nt_cond):
-    """Draw videos as rows of at most `COLUMNS` frames, evenly spaced, with times and names.
-
-    Parameters
-    ----------
-    path : path
-        PNG file.
-    rows : dict of uint8 (T, H, W, C) by name
-        Predictions may be shorter (see `filled`).
-    nt_cond : int
-    """
-    rows = filled(rows)
-    times = spaced(nt_cond, len(next(iter(rows.values()))))
-    cells = [[video[t] for t in times] for video in rows.values()]
+def strip(path, videos, nt_cond):
+    """Draw videos by name as rows of at most `COLUMNS` frames, evenly spaced (PNG)."""
+    videos = filled(videos)
+    times = spaced(nt_cond, len(next(iter(videos.values()))))
+    cells = [[video[t] for t in times] for video in videos.values()]
     headings = [Heading(text, colour) for colour, text in (moment(t, nt_cond) for t in times)]
-    write_picture(path, table(cells, headings, list(rows)))
+    write_picture(path, table(cells, headings, list(videos)))
 
 
-def animation(path, columns, nt_cond, fps=5, across=COLUMNS):
-    """Draw videos side by side as an animation; borders show which frames were predicted.
-
-    Parameters
-    ----------
-    path : path
-        GIF or MP4 file.
-    columns : dict of uint8 (T, H, W, C) by name
-        Predictions may be shorter (see `filled`).
-    nt_cond : int
-    fps : float
-        Frames per second.
-    across : int
-        Maximum number of videos side by side; more are put below.
-    """
-    columns, names = filled(columns), list(columns)
+def animation(path, videos, nt_cond, fps=5, across=COLUMNS):
+    """Draw videos by name side by side, at most `across` in a row, as GIF or MP4."""
+    videos = filled(videos)
+    names, T = list(videos), len(next(iter(videos.values())))
     lines = [names[i:i + across] for i in range(0, len(names), across)]
-    video = columns[names[0]]
-
-    def draw(t):
-        colour, text = moment(t, nt_cond)
-        bands = [table([[columns[name][t] for name in line]], list(map(Heading, line)),
-                       border=colour) for line in lines]
-        return np.asarray(stacked(bands, text, colour))
-    _write_animation(path, draw, len(video), fps, video.shape[-1] == 1)
+    tables = [([[videos[name] for name in line]], list(map(Heading, line)), []) for line in lines]
+    animated_tables(path, tables, [moment(t, nt_cond) for t in range(T)], fps)
 
 
-def animated_table(path, cells, headings, names, captions, fps):
-    """Draw a table of videos as an animation.
+def animated_tables(path, tables, captions, fps):
+    """Draw tables of videos, one below the other, as GIF or MP4; see `table`.
 
-    Parameters
-    ----------
-    path : path
-        GIF or MP4 file.
-    cells : list of lists of uint8 (T, H, W, C), or None for an empty cell
-    headings, names
-        As of `table`.
-    captions : list of T tuples (colour, text)
-        The colour is that of the frames' borders too.
-    fps : float
+    The T captions are tuples (colour, text); the colour is that of the frames' borders too.
     """
+    font = ImageFont.load_default(15)
+
     def draw(t):
         colour, text = captions[t]
-        still = [[None if video is None else video[t] for video in row] for row in cells]
-        return np.asarray(stacked([table(still, headings, names, colour)], text, colour))
-    _write_animation(path, draw, len(captions), fps, cells[0][-1].shape[-1] == 1)
+        pictures = []
+        for cells, headings, names in tables:
+            still = [[None if video is None else video[t] for video in row] for row in cells]
+            pictures.append(table(still, headings, names, colour))
+        width, height = max(p.width for p in pictures), sum(p.height for p in pictures)
+        canvas, y = Image.new('RGB', (width, height + CAPTION), BACKGROUND), 0
+        for picture in pictures:
+            canvas.paste(picture, (0, y))
+            y += picture.height
+        ImageDraw.Draw(canvas).text((2 * GAP, y + CAPTION // 2), text, colour, font, anchor='lm')
+        return canvas
+    write_video(path, map(draw, range(len(captions))), fps)
 
 
-def _write_animation(path, draw, n, fps, grey):
-    """Write the frames draw(0), …, draw(n - 1) as GIF or MP4, by the extension of `path`."""
-    frames = map(draw, range(n))
-    if Path(path).suffix.lower() == '.mp4':
-        write_mp4(path, frames, fps)
-    else:  # colours are drawn twice: a list of all frames may take gigabytes
-        palette = Palette.greys((GIVEN, PREDICTED)) if grey else Palette.of(map(draw, range(n)), n)
-        write_gif(path, frames, fps, palette)
+def write_video(path, frames, fps):
+    """Write frames, uint8 (H, W, 3) or pictures in RGB, as GIF (which repeats) or MP4."""
+    frames = map(np.asarray, frames)
+    first = next(frames)
+    if Path(path).suffix.lower() == '.gif':
+        fps = min(fps, 50)  # players slow down faster ones; a palette for each frame
+        output = ['-filter_complex', 'split[a][b];[a]palettegen=stats_mode=single[p];'
+                                     '[b][p]paletteuse=dither=none:new=1', '-f', 'gif']
+    else:  # 4:2:0, which players expect, needs even sizes
+        output = ['-vf', 'pad=ceil(iw/2)*2:ceil(ih/2)*2:color=white', '-c:v', 'libx264',
+                  '-pix_fmt', 'yuv420p', '-crf', '10', '-movflags', '+faststart', '-f', 'mp4']
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), '-y', '-loglevel', 'error', '-f', 'rawvideo',
+               '-pix_fmt', 'rgb24', '-s', f'{first.shape[1]}x{first.shape[0]}', '-r', str(fps),
+               '-i', '-', *output]
+    with replacing(path) as tmp:
+        with subprocess.Popen([*command, str(tmp)], stdin=subprocess.PIPE,
+                              stderr=subprocess.PIPE) as ffmpeg:
+            try:
+                for frame in itertools.chain([first], frames):
+                    ffmpeg.stdin.write(frame.tobytes())
+            except BrokenPipeError:  # ffmpeg has ended, and says why
+                pass
+            _, complaint = ffmpeg.communicate()
+        if ffmpeg.returncode != 0:
+            reason = complaint.decode(errors='replace').strip().splitlines()[-1:]
+            raise UserError(f'{path} could not be encoded ({"".join(reason) or "ffmpeg ended"}); '
+                            'check the free space on its disk')

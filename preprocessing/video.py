@@ -1,84 +1,59 @@
 """Any video as input of a trained model, converted like the model's dataset."""
 
+from itertools import islice
 from pathlib import Path
 
-import cv2
+from files import UserError
+
 import numpy as np
 
-from files import UserError
-from preprocessing.decoding import Unreadable, decode
-from preprocessing.folder.convert import recorded_format
-from preprocessing.folder.frames import Pictures, find_images, open_frames, read_image
+from preprocessing.common import Unreadable, open_video
+from preprocessing.folder.frames import FrameFormat, find_pictures, pictures, read_frames
 from preprocessing.human import convert as human
 from preprocessing.kth import convert as kth
 
 
-def read_video(path, config, t_0, nt):
-    """Read frames t_0, t_0 + 1, …, nt at most, of a video: uint8 (T, nx, nx, nc), T ≤ nt.
+def read_video(path, config, t_0, nt, crop='centre', fps=None):
+    """Read converted frames t_0, t_0 + 1, …, nt at most, of a video file or a folder of pictures.
 
-    Parameters
-    ----------
-    path : path
-        Any file that ffmpeg reads, or a folder of images.
-    config : argparse.Namespace
-        Of the model. Its dataset selects the conversion: kth takes 25 frames per second, resized
-        by ffmpeg, and their first channel; human takes the crop of its studio and one frame in
-        `subsampling`; folder does as recorded in its `data_dir`; others take the central square,
-        grey if `nc` is 1.
-    t_0, nt : int
-        Counted in converted frames.
+    The dataset of the model's `config` selects the conversion: kth takes 25 frames per second,
+    resized by ffmpeg, and their first channel; human takes the crop of its studio and one frame in
+    `subsampling`; others do as the conversion of own videos with `crop` and `fps`, grey if `nc`
+    is 1.
 
     Returns
     -------
-    frames : np.ndarray
-    note : str
-        First error that ffmpeg reported but survived, or empty.
+    uint8 (T, nx, nx, nc), T ≤ nt, and the first error that the decoder survived, or ''
     """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f'--video {path} does not exist; name a video file, or a folder of images')
-    read = {'kth': read_kth, 'human': read_human}.get(config.dataset, read_folder)
+    path, notes, step = Path(path), [], 1
+    if config.dataset == 'kth':
+        frames = read_kth(path, config.nx, t_0 + nt, notes)
+    elif config.dataset == 'human':
+        step = config.subsampling
+        frames = (human.cut(image, config.nx) for *_, image in pictures(path)) \
+            if path.is_dir() else human.read(path, config.nx, notes)
+    else:
+        frames = read_frames(path, FrameFormat(config.nx, config.nc == 1, crop, fps), notes)
     try:
-        frames, note = read(path, config, t_0 + nt)
-    except (Unreadable, OSError) as error:
-        raise UserError(f'--video {path} cannot be read as a video of {config.dataset} ({error}); '
-                        'name another one') from None
-    if frames.ndim == 3:
-        frames = frames[..., None]
-    return frames[t_0:, ..., :config.nc], note
+        found = list(islice(frames, t_0 * step, (t_0 + nt - 1) * step + 1, step))
+    except Exception as error:  # decoders raise many kinds
+        raise UserError(f'{path} cannot be read as a video of {config.dataset} ({error}); '
+                        'name another video file, or a folder of pictures') from None
+    found = np.array(found, np.uint8).reshape(-1, config.nx, config.nx, config.nc)
+    return found, notes[0] if notes else ''
 
 
-def read_kth(path, config, nt):
-    """First nt frames converted like KTH, and a note."""
+def read_kth(path, nx, n_frames, notes):
+    """The first frames of a video, or all of a folder, whose pictures ffmpeg resizes too."""
     if not path.is_dir():
-        return kth.read(path, config.nx, kth.FRAME_RATE, '-frames:v', str(nt))
-    frames = []
-    for image in find_images(path)[:nt]:
-        try:  # ffmpeg resizes images too; of animated ones, it takes the first frame
-            size = config.nx, config.nx, 3
-            frames.append(decode(image, size, '-s', '{}x{}'.format(*size), '-frames:v', '1')[0])
+        with open_video(path):  # raises an error if it holds no video itself
+            pass
+        # If the sound begins before, ffmpeg would repeat the first frame until then
+        yield from kth.read(path, nx, notes, options=('-vf', 'setpts=PTS-STARTPTS', '-frames:v',
+                                                      str(n_frames)))
+        return
+    for picture in find_pictures(path):
+        try:
+            yield from kth.read(picture, nx, notes, options=('-frames:v', '1'))
         except Unreadable as error:
-            raise Unreadable(f'{image.name}: {error}') from None
-    return np.concatenate(frames), ''
-
-
-def read_human(path, config, nt):
-    """First nt frames converted like Human3.6M, one in `subsampling`, and a note."""
-    span = (nt - 1) * config.subsampling + 1
-    if path.is_dir():
-        frames, note = [human.cut(cv2.cvtColor(read_image(image), cv2.COLOR_BGR2RGB), config.nx)
-                        for image in find_images(path)[:span]], ''
-    else:
-        frames, note = human.read(path, config.nx, '-frames:v', str(span))
-    return np.asarray(frames)[::config.subsampling], note
-
-
-def read_folder(path, config, nt):
-    """First nt frames converted like a folder of videos, and a note."""
-    data_dir = config.data_dir if config.dataset == 'folder' else None
-    form = recorded_format(data_dir, config.nx, config.nc == 1)
-    if path.is_dir():
-        blocks = Pictures(find_images(path)[:nt], form)
-    else:
-        blocks = open_frames(path, form, '-frames:v', str(nt))
-    return np.concatenate(list(blocks)), blocks.note
+            raise Unreadable(f'{picture.name}: {error}') from None

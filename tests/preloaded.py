@@ -1,10 +1,10 @@
 """Slow parts of starting a script, done once in the process that `processes` forks scripts from."""
 
-import tensorboardX  # noqa: F401
 import torch._dynamo  # noqa: F401, by torch.optim
 
-import evaluation  # noqa: F401
-from data.digits import load_digits
-from training import job  # noqa: F401
+import train  # noqa: F401
+from data.mmnist import read_mnist5k
 
-load_digits('mnist5k', None, True)
+read_mnist5k(None, True)
+
+import test  # noqa: E402, F401

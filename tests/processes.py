@@ -21,14 +21,13 @@ _context = multiprocessing.get_context('forkserver')
 _context.set_forkserver_preload(['preloaded'])
 
 
-def _main(script, argv, env, folder, out, err):
+def _main(script, argv, env, out, err):
     """What the new process does."""
-    os.chdir(folder)
     multiprocessing.set_start_method(None, force=True)  # not this one's forkserver
     for fd, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY), fd)
-    sys.stdout = sys.__stdout__ = open(1, 'w', closefd=False, buffering=1)
-    sys.stderr = sys.__stderr__ = open(2, 'w', closefd=False, buffering=1)
+    # Buffered, as files are
+    sys.stdout, sys.stderr = (open(fd, 'w', closefd=False) for fd in (1, 2))
     os.environ.update(env)
     sys.argv = [str(script), *argv]
     try:
@@ -46,14 +45,10 @@ class Script:
         self._files = [tempfile.NamedTemporaryFile('r') for _ in range(2)]
         out, err = (f.name for f in self._files)
         self._process = _context.Process(
-            target=_main, args=(script, list(map(str, argv)), env or {}, os.getcwd(), out, err))
+            target=_main, args=(script, list(map(str, argv)), env or {}, out, err))
         # Not to import pytest, the main module, in the new process
         with mock.patch.dict(sys.modules, {'__main__': types.ModuleType('__main__')}):
             self._process.start()
-
-    @property
-    def pid(self):
-        return self._process.pid
 
     @property
     def returncode(self):
@@ -63,7 +58,7 @@ class Script:
         return self.returncode
 
     def send_signal(self, number):
-        os.kill(self.pid, number)
+        os.kill(self._process.pid, number)
 
     def communicate(self, timeout=240):
         """Wait for the end; returns what was printed to stdout and to stderr."""
@@ -80,16 +75,9 @@ class Script:
 def patched(folder, code):
     """Path of a script in `folder` that is train.py after some changes."""
     path = folder / 'patched.py'
-    path.write_text(f'import os, signal, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n'
-                    f'import train\nfrom training import loop, state, validation\n{code}\n'
-                    'if __name__ == "__main__":\n    train.run_script(train.main)\n')
+    path.write_text('import os, signal, sys, time\nimport train\nfrom training import validation\n'
+                    f'{code}\ntrain.run_script(train.main)\n')
     return path
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 
 def start_job(script, *argvs, local_size=None):
@@ -97,7 +85,10 @@ def start_job(script, *argvs, local_size=None):
 
     By default they are all on one machine. Returns the list of `Script`.
     """
-    size, port = len(argvs), free_port()
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    size = len(argvs)
     local_size = local_size or size
     return [Script(script, *argv, env={
         'RANK': str(rank), 'WORLD_SIZE': str(size), 'LOCAL_RANK': str(rank % local_size),

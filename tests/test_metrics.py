@@ -3,17 +3,18 @@
 import os
 import warnings
 
+from files import UserError, sha256
+
 import numpy as np
 import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-import metrics.lpips
+import metrics.frame
 from conftest import GOLDEN
-from files import UserError, sha256
-from metrics import build_metrics
-from metrics.frame import PSNR, SSIM, psnr, ssim
-from metrics.lpips import CHECKPOINT, CONVOLUTIONS, LPIPS, find_backbone, find_linear
+from metrics import FVD, METRICS, build_metrics
+from metrics.frame import CHECKPOINT, CONVOLUTIONS, LPIPS, PSNR, SSIM, Metric, psnr, ssim
+from tests.plain import random_backbone
 
 
 @pytest.fixture(scope='module')
@@ -27,16 +28,6 @@ def frames():
 @pytest.fixture(scope='module')
 def golden():
     return np.load(GOLDEN / 'metrics.npz', allow_pickle=False)
-
-
-def random_backbone():
-    generator = torch.Generator().manual_seed(0)
-    backbone = {}
-    for i, (n_in, n_out, kernel, _, _), _ in CONVOLUTIONS:
-        weight = torch.randn(n_out, n_in, kernel, kernel, generator=generator)
-        backbone[f'features.{i}.weight'] = weight * (2 / (n_in * kernel ** 2)) ** .5
-        backbone[f'features.{i}.bias'] = 0.1 * torch.randn(n_out, generator=generator)
-    return backbone
 
 
 def skimage_ssim(x, y):
@@ -81,7 +72,7 @@ def test_golden_lpips(frames, golden, grey, device):
     """With the real AlexNet, which is not included: $SRVP_LPIPS_DIR is a folder with it."""
     if 'SRVP_LPIPS_DIR' not in os.environ:
         pytest.skip("SRVP_LPIPS_DIR does not name a folder with torchvision's AlexNet")
-    lpips = LPIPS(find_backbone(os.environ['SRVP_LPIPS_DIR'])).to(device)
+    lpips = LPIPS.build(device, os.environ['SRVP_LPIPS_DIR'])
     channels = 1 if grey else 3
     a, b = (v[:, :channels].to(device) for v in frames)
     expected = torch.from_numpy(golden['lpips_alex_v01_gray' if grey else 'lpips_alex_v01'])
@@ -116,10 +107,11 @@ def test_lpips_is_that_of_its_authors(frames, device):
     torch.testing.assert_close(ours(x, ours.prepare(1 - x)), expected)
 
 
-def test_linear_weights_come_with_the_package():
-    weights = find_linear()
-    assert [len(w) for w in weights] == [64, 192, 384, 256, 256]
-    assert all((w >= 0).all() for w in weights)
+# Weights of LPIPS
+
+def first_bias(lpips_dir=None):
+    """One of the parameters that are found."""
+    return LPIPS.build(lpips_dir=lpips_dir).convolutions[0].bias
 
 
 def test_backbone_is_searched_in_the_folder_then_in_the_cache(tmp_path, monkeypatch):
@@ -134,48 +126,60 @@ def test_backbone_is_searched_in_the_folder_then_in_the_cache(tmp_path, monkeypa
     torch.save(features, folder / 'alexnet-features.pth')
     torch.save(whole, cache / CHECKPOINT)
     for lpips_dir, expected in ((folder, features), (None, whole), (empty, whole)):
-        found = find_backbone(lpips_dir)
-        assert torch.equal(found['features.0.bias'], expected['features.0.bias'])
-    assert set(build_metrics(['lpips', 'psnr'], folder, 'cpu')) == {'psnr', 'lpips'}
+        assert torch.equal(first_bias(lpips_dir), expected['features.0.bias'])
 
 
-def test_backbone_errors(tmp_path, monkeypatch):
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
-    with pytest.raises(UserError, match='is not a folder'):
-        find_backbone(tmp_path / 'nowhere')
+def test_other_backbones_are_refused(tmp_path):
+    with pytest.raises(UserError, match='--lpips_dir .*nowhere is not a folder'):
+        first_bias(tmp_path / 'nowhere')
     (tmp_path / CHECKPOINT).write_bytes(b'not a checkpoint')
-    with pytest.raises(UserError, match='cannot|is not a readable weights file'):
-        find_backbone(tmp_path)
-    good = random_backbone()
+    with pytest.raises(UserError, match='is not a readable weights file'):
+        first_bias(tmp_path)
     for name, value in (('features.0.weight', torch.zeros(64, 3, 3, 3)),
-                        ('features.3.bias', torch.zeros(1)), ('features.6.bias', 'none'),
-                        ('features.8.weight', good['features.8.weight'] / 0)):
-        torch.save({**good, name: value}, tmp_path / CHECKPOINT)
-        message = ("does not hold the convolutions of torchvision's AlexNet "
-                   f'.{name} is missing, of another shape or not')
+                        ('features.3.bias', torch.zeros(1)), ('features.6.bias', 'none')):
+        torch.save({**random_backbone(), name: value}, tmp_path / CHECKPOINT)
+        message = f"{CHECKPOINT} does not hold the convolutions of torchvision's AlexNet"
         with pytest.raises(UserError, match=message):
-            find_backbone(tmp_path)
+            first_bias(tmp_path)
 
 
-def test_backbone_is_downloaded_and_its_hash_checked(tmp_path, monkeypatch, server):
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    folder, address = server
-    torch.save(random_backbone(), folder / 'weights')
-    for digest in ('00000000', sha256(folder / 'weights')[:8]):
+def test_backbone_is_downloaded_and_its_hash_checked(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    torch.save(random_backbone(), tmp_path / 'weights')
+
+    def publish(digest):
         name = f'alexnet-owt-{digest}.pth'
-        (folder / name).write_bytes((folder / 'weights').read_bytes())
-        monkeypatch.setattr(metrics.lpips, 'URL', address + name)
-        if digest == '00000000':
-            with pytest.raises(UserError, match='invalid hash'):
-                find_backbone()
-        else:
-            expected = random_backbone()['features.3.bias']
-            assert torch.equal(find_backbone()['features.3.bias'], expected)
+        (tmp_path / name).write_bytes((tmp_path / 'weights').read_bytes())
+        monkeypatch.setattr(metrics.frame, 'CHECKPOINT', name)
+        monkeypatch.setattr(metrics.frame, 'URL', (tmp_path / name).as_uri())
+    publish('00000000')
+    with pytest.raises(UserError, match='download of .* failed .invalid hash .* --lpips_dir'):
+        first_bias()
+    publish(sha256(tmp_path / 'weights')[:8])
+    assert torch.equal(first_bias(), random_backbone()['features.0.bias'])
+    (tmp_path / metrics.frame.CHECKPOINT).unlink()
+    assert torch.equal(first_bias(), random_backbone()['features.0.bias'])  # from the cache
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'other'))
+    with pytest.raises(UserError, match='download of .* failed .* --lpips_dir'):
+        first_bias()
 
 
-def test_missing_backbone_error_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    # No server listens there
-    monkeypatch.setattr(metrics.lpips, 'URL', f'http://127.0.0.1:9/{CHECKPOINT}')
-    with pytest.raises(UserError, match=f'put {CHECKPOINT} from http://.* --metrics psnr ssim'):
-        find_backbone()
+# Registry
+
+class Error(Metric):
+    """A metric as a reader of CONTRIBUTING.md would write it."""
+    label, digits, higher_is_better = 'MAE', 3, False
+
+    def __call__(self, x, target):
+        return (x - target).abs().mean((2, 3, 4))
+
+
+def test_a_metric_is_a_class_with_a_name_in_the_registry(monkeypatch):
+    monkeypatch.setitem(METRICS, 'mae', Error)
+    assert list(build_metrics(['mae', 'ssim', 'psnr'])) == ['psnr', 'ssim', 'mae']
+    metric = build_metrics(['mae'])['mae']
+    x, y = torch.rand(2, 4, 3, 1, 16, 16)
+    torch.testing.assert_close(metric(x, metric.prepare(y)), (x - y).abs().mean((2, 3, 4)))
+    shown = {m.label: (m.unit, m.digits, m.higher_is_better) for m in (*METRICS.values(), FVD)}
+    assert shown == {'PSNR': ('dB', 2, True), 'SSIM': ('', 4, True), 'LPIPS': ('', 4, False),
+                     'MAE': ('', 3, False), 'FVD': ('', 2, False)}

@@ -1,31 +1,31 @@
-"""Half precision, accumulated gradients, compiled networks: dtypes, scaling, saving, resuming."""
+"""Half precision, apex, and what runs on GPUs only, as far as a CPU can show it."""
 
+import contextlib
 import csv
 import sys
 from types import SimpleNamespace
 
+from files import UserError
+
+import numpy as np
 import pytest
 import torch
-import torch.nn as nn
+from torch import nn
+from torch._subclasses import FakeTensorMode
 
 import train
-from args import parse_train
-from checkpoint import load
-from conftest import TINY, steps
-from data import load_train
-from distributed import World
-from files import UserError
-from model import build_model
-from training import loop
-from training.parallel import SyncBatchNorm
-from training.precision import Apex, Precision, amp_dtype, has_bfloat16
-from utils import check_compile
+from args import preset_config
+from conftest import TINY, failing, nth, steps
+from evaluation.futures import Chunk, Futures, draw_noise, score_futures
+from metrics.frame import PSNR, SSIM
+from model import build_model, loss
+from module import conv_function, conv_transpose_to_one_channel
+from utils import half_dtype, has_bfloat16, load, save
 
-NOT_STOPPED = SimpleNamespace(received=None)
 CPU = torch.device('cpu')
-OPTIONS = [*TINY, *steps(6, 0), '--batch_size', '6', '--n_samples_test', '1', '--n_workers', '0',
-           '--val_interval', '100']
-needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(),
+OPTIONS = [*TINY, *steps(6, 0), '--nx', '32', '--batch_size', '6', '--n_samples_test', '1',
+           '--batch_size_test', '1', '--n_iter_test', '1', '--n_workers', '0']
+needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(CPU),
                                     reason='this CPU has no bfloat16 instructions')
 
 
@@ -39,7 +39,7 @@ def resume(folder, *more):
 
 def losses(folder):
     with open(folder / 'run' / 'log.csv', newline='') as f:
-        return [float(row['loss']) for row in csv.DictReader(f) if row['loss']]
+        return [float(row['loss']) for row in csv.DictReader(f)]
 
 
 @pytest.fixture(scope='module')
@@ -53,239 +53,176 @@ def float32(tmp_path_factory):
 # PyTorch
 
 @needs_bfloat16
-def test_bfloat16_trains_with_the_loss_in_float32(float32, tmp_path, monkeypatch):
-    loss, seen = loop.loss, []
+def test_bfloat16_learns_as_float32_with_the_loss_in_float32(tmp_path, monkeypatch):
+    seen, curves = [], []
 
     def spy(x, out, **weights):
         result = loss(x, out, **weights)
-        seen.append((out.q_z_params.dtype, out.y.dtype, {v.dtype for v in result},
+        seen.append((out.q_z_params.dtype, out.y.dtype, out.x_.dtype, result.loss.dtype,
                      torch.is_autocast_enabled('cpu')))
         return result
-    monkeypatch.setattr(loop, 'loss', spy)
-    assert train.main(options(tmp_path, '--torch_amp')) == 0
-    assert seen == [(torch.bfloat16, torch.float32, {torch.float32}, False)] * 6
-    found = losses(tmp_path)
-    assert found == pytest.approx(float32, rel=1e-3) and found != float32
-    weights = load(tmp_path / 'run' / 'model.pt')
+    monkeypatch.setattr(train, 'loss', spy)
+    for name, more in (('full', []), ('half', ['--torch_amp'])):
+        argv = options(tmp_path / name, *steps(30, 0), '--batch_size', '2', '--lr', '0.01', *more)
+        assert train.main([*argv, '--obs_scale', '0.2', '--val_interval', '30']) == 0
+        # Without the constant of the Gaussian, which hides differences
+        constant = 5 * 32 ** 2 * (np.log(0.2) + np.log(2 * np.pi) / 2)
+        curves.append(np.array(losses(tmp_path / name)) - constant)
+    full, half = curves
+    assert full[-10:].mean() < 0.6 * full[:3].mean()  # the model has learnt something
+    np.testing.assert_allclose(half, full, rtol=0.1)
+    assert (half != full).any()
+    assert set(seen[30:]) == {(torch.bfloat16, *[torch.float32] * 3, False)}
+    weights = load(tmp_path / 'half' / 'run' / 'model.pt')
     assert {v.dtype for v in weights.values()} == {torch.float32, torch.int64}
 
 
 def test_dtype_of_each_device(monkeypatch):
     cuda = torch.device('cuda')
-    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda _: (7, 0))
-    assert amp_dtype('auto', cuda) is torch.float16
-    assert amp_dtype('bfloat16', cuda) is torch.bfloat16
-    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda _: (9, 0))
-    assert amp_dtype('auto', cuda) is torch.bfloat16
-    assert amp_dtype('float16', cuda) is torch.float16
-    with pytest.raises(UserError, match='--amp_dtype float16 needs a CUDA device'):
-        amp_dtype('float16', CPU)
+    for capability, auto in (((7, 0), torch.float16), ((9, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda _, c=capability: c)
+        assert half_dtype('auto', cuda) is auto
+        assert half_dtype('float16', cuda) is torch.float16
+    assert half_dtype('bfloat16', cuda) is torch.bfloat16
     monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: False,
                         raising=False)
-    with pytest.raises(UserError, match='this CPU has no bfloat16 instructions'):
-        amp_dtype('auto', CPU)
+    for dtype in ('float16', 'bfloat16', 'auto'):
+        with pytest.raises(UserError, match='--torch_amp: this CPU does not compute in b?float16'):
+            half_dtype(dtype, CPU)
 
 
-def test_gradients_are_scaled_for_float16_only():
-    assert not Precision(CPU).scaler.is_enabled()
-    assert not Precision(CPU, torch.bfloat16).scaler.is_enabled()
-    precision = Precision(CPU, torch.float16)
-    w = nn.Parameter(torch.ones(1))
-    optimizer = torch.optim.SGD([w], lr=0.5)
-    precision.backward((w * 2).sum())
-    assert w.grad.item() == 2 * 2. ** 16
-    precision.step(optimizer)
-    assert w.item() == 0  # the unscaled gradient
-    w.grad = None
-    precision.backward((w * float('inf')).sum())
-    precision.step(optimizer)
-    assert w.item() == 0 and precision.state_dict()['scale'] == 2. ** 15  # skipped, scale halved
-
-
-def test_resume_keeps_the_scaler(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, 'build_precision', lambda config, model, optimizer, device:
-                        Precision(device, torch.float16))
-    assert train.main(options(tmp_path)) == 0
+def test_gradients_of_float16_are_scaled_and_the_scale_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, 'half_dtype', lambda name, device: torch.float16)
+    with failing(train, 'loss', nth(6)), pytest.raises(KeyboardInterrupt):
+        train.main(options(tmp_path, '--state_interval', '4', '--torch_amp'))
     path = tmp_path / 'run' / 'state.pt'
     state = load(path)
     # The loss, a sum over pixels, overflowed at first
-    assert 1 < state['precision']['scale'] < 2. ** 16
-    state['precision'].update(scale=32., _growth_tracker=5)
-    torch.save({**state, 'step': 4}, path)
+    assert state['progress']['step'] == 4 and 1 < state['scaling']['scale'] < 2. ** 16
+    state['scaling'].update(scale=32., _growth_tracker=5)
+    save(path, state)
     assert resume(tmp_path) == 0
-    found = load(path)['precision']
+    found = load(path)['scaling']
     assert found['scale'] == 32 and found['_growth_tracker'] == 7  # two steps later
-
-
-@needs_bfloat16
-def test_resume_keeps_the_dtype_that_auto_chose(tmp_path):
-    assert train.main(options(tmp_path, '--torch_amp')) == 0
-    path = tmp_path / 'run' / 'state.pt'
-    state = load(path)
-    assert state['dtype'] == 'bfloat16'
-    torch.save({**state, 'dtype': 'float16', 'step': 4}, path)  # as from a GPU without bfloat16
-    with pytest.raises(UserError, match='--amp_dtype float16 needs a CUDA device'):
-        resume(tmp_path)
-    assert resume(tmp_path, '--amp_dtype', 'bfloat16') == 0
-    assert load(path)['step'] == 6
 
 
 # NVIDIA apex
 
-FAKE_APEX = """
-import contextlib
-calls = []
+class FakeAmp:
+    """A module with apex's functions that records its calls."""
 
-class Amp:
+    def __init__(self):
+        self.calls = []
+
     def initialize(self, models, optimizers, **kwargs):
-        types = [type(m).__name__ for m in models]
-        calls.append(('initialize', types, type(optimizers).__name__, kwargs))
+        types = {type(m).__name__ for m in models}
+        self.calls.append(('initialize', len(models), types, type(optimizers).__name__, kwargs))
         return models, optimizers
 
     @contextlib.contextmanager
     def scale_loss(self, loss, optimizer, delay_unscale=False):
-        calls.append(('scale_loss', delay_unscale))
+        self.calls.append(('scale_loss', delay_unscale))
         yield loss * 8
         if not delay_unscale:
-            for group in optimizer.param_groups:
-                for p in group['params']:
-                    p.grad /= 8
+            for p in optimizer.param_groups[0]['params']:
+                p.grad /= 8
 
     def state_dict(self):
-        return {'loss_scaler0': {'loss_scale': 8.0, 'unskipped': len(calls)}}
+        return {'loss_scaler0': {'loss_scale': 8.0, 'unskipped': len(self.calls)}}
 
     def load_state_dict(self, state):
-        calls.append(('load_state_dict', state))
-
-amp = Amp()
-"""
+        self.calls.append(('load_state_dict', state))
 
 
 @pytest.fixture
-def apex(tmp_path, monkeypatch):
-    """A module with apex's functions that records its calls."""
-    monkeypatch.delitem(sys.modules, 'apex', raising=False)
-    monkeypatch.syspath_prepend(str(tmp_path / 'site'))
-    (tmp_path / 'site').mkdir()
-    (tmp_path / 'site' / 'apex.py').write_text(FAKE_APEX)
-    import apex
-    yield apex
-    del sys.modules['apex']
+def amp(monkeypatch):
+    amp = FakeAmp()
+    monkeypatch.setitem(sys.modules, 'apex', SimpleNamespace(amp=amp))
+    return amp
 
 
-def test_calls_of_apex(apex, float32, tmp_path):
+def test_calls_of_apex(amp, float32, tmp_path):
     assert train.main(options(tmp_path, '--apex_amp', '--amp_opt_lvl', 'O2', '--accumulate', '2',
                               '--keep_batchnorm_fp32', '--apex_verbose')) == 0
-    (name, models, optimizer, kwargs), *others = apex.calls
-    assert name == 'initialize' and optimizer == 'Adam'
-    assert kwargs == {'opt_level': 'O2', 'keep_batchnorm_fp32': True, 'verbosity': 1}
-    assert len(models) == 9 and set(models) == {
-        'DCGANEncoder', 'DCGANDecoder', 'Sequential', 'MLP', 'LSTM', 'Linear'}
+    initialize, *others = amp.calls
+    types = {'DCGANEncoder', 'DCGANDecoder', 'Sequential', 'MLP', 'LSTM', 'Linear'}
+    assert initialize == ('initialize', 9, types, 'Adam', {
+        'opt_level': 'O2', 'keep_batchnorm_fp32': True, 'verbosity': 1})
     assert others == [('scale_loss', True), ('scale_loss', False)] * 6
-    assert losses(tmp_path) == pytest.approx(float32, rel=1e-3)
-    saved = load(tmp_path / 'run' / 'state.pt')['precision']
-    assert saved['loss_scaler0']['loss_scale'] == 8
-    apex.calls.clear()
+    assert losses(tmp_path) == pytest.approx(float32, rel=1e-3)  # other batch statistics
+    path = tmp_path / 'run' / 'state.pt'
+    state = load(path)
+    assert state['scaling']['loss_scaler0']['loss_scale'] == 8
+    state['progress'].update(step=5, validated=0, logged=5)
+    save(path, state)
+    amp.calls.clear()
     assert resume(tmp_path) == 0
-    assert [c[0] for c in apex.calls] == ['initialize', 'load_state_dict']
-    assert apex.calls[1][1] == saved
+    assert amp.calls[1] == ('load_state_dict', state['scaling'])
 
 
-def test_apex_defaults(apex, float32, tmp_path):
+def test_apex_defaults(amp, float32, tmp_path):
     assert train.main(options(tmp_path, '--apex_amp')) == 0
-    assert apex.calls[0][3] == {'opt_level': 'O1', 'keep_batchnorm_fp32': None, 'verbosity': 0}
+    assert amp.calls[0][-1] == {'opt_level': 'O1', 'keep_batchnorm_fp32': None, 'verbosity': 0}
     assert losses(tmp_path) == pytest.approx(float32, rel=1e-6)  # scaled and unscaled
 
 
 # Not installed, and the other package of that name
-@pytest.mark.parametrize('content', [None, 'version = 1'])
-def test_missing_apex_says_what_to_install(content, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, 'apex', raising=False)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    if content is None:
-        monkeypatch.setitem(sys.modules, 'apex', None)
-    else:
-        (tmp_path / 'apex.py').write_text(content)
+@pytest.mark.parametrize('module', [None, SimpleNamespace(version=1)])
+def test_missing_apex_says_what_to_install(module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'apex', module)
     with pytest.raises(UserError, match='needs NVIDIA apex .* https://github.com/NVIDIA/apex '
                                         '.pip install apex is another package.; '
                                         'or use --torch_amp'):
         train.main(options(tmp_path, '--apex_amp'))
-    sys.modules.pop('apex', None)
 
 
-def test_refusal_of_apex_is_reported(apex):
-    def refuse(*_, **__):
-        raise RuntimeError('expected cuda')
-    apex.amp.initialize = refuse
-    with pytest.raises(UserError, match='--apex_amp: NVIDIA apex refuses the model .expected cuda'):
-        Apex(nn.Linear(1, 1), None, 'O1')
+# GPUs
+
+def on_fake_gpu(model):
+    """Move a model to a GPU that may not exist: its tensors have shapes and dtypes, no values."""
+    for m in model.modules():
+        for name, p in m._parameters.items():
+            if p is not None:
+                m._parameters[name] = nn.Parameter(torch.empty(p.shape, device='cuda'))
+        for name, b in m._buffers.items():
+            m._buffers[name] = torch.empty(b.shape, dtype=b.dtype, device='cuda')
+    return model
 
 
-# Accumulation and compilation
-
-def trainer_and_batch(folder, *more):
-    config = parse_train(options(folder, *more))
-    trainer = loop.Trainer(config, load_train(config), CPU, World())
-    for m in trainer.model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.eval()  # otherwise each part has its own statistics
-    return trainer, torch.from_numpy(trainer.train_stream[range(6)])
-
-
-@pytest.fixture
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-@pytest.mark.usefixtures('float64')
-@pytest.mark.parametrize('more', [[], ['--archi', 'vgg', '--skipco']])
-def test_accumulated_gradient_is_that_of_the_batch(more, tmp_path, monkeypatch):
-    # In float32, cancellation would hide differences
-    monkeypatch.setattr(torch.Tensor, 'float', torch.Tensor.double)
-
-    def gradients_and_terms(accumulate):
-        trainer, batch = trainer_and_batch(tmp_path, '--accumulate', str(accumulate), *more)
-        terms = list(trainer.train_step(batch, NOT_STOPPED).values())
-        return [p.grad for p in trainer.model.parameters()], terms
-    gradients, terms = gradients_and_terms(1)
-    for n in (2, 4):  # parts of 3 videos; of 1 and 2
-        found, found_terms = gradients_and_terms(n)
-        for expected, grad in zip(gradients, found, strict=True):
-            torch.testing.assert_close(grad, expected, rtol=1e-9, atol=1e-9)
-        assert found_terms == pytest.approx(terms, rel=1e-12)
+@pytest.mark.parametrize('preset, dtype', [
+    ('kth', torch.float32), ('smmnist', torch.bfloat16), ('kth', torch.float16)])
+def test_operands_on_a_gpu_agree_in_device_and_dtype(preset, dtype, monkeypatch):
+    """In the forward passes of training and evaluation."""
+    c = preset_config(preset)
+    c.nf, c.seq_len, c.nt_cond = 2, c.nt_inf, c.nt_inf
+    model = build_model(c)
+    finite = SimpleNamespace(all=lambda: True)  # fake tensors have no values to look at
+    monkeypatch.setattr(torch.Tensor, 'isfinite', lambda self: finite)
+    # Without a GPU, autocast would do nothing
+    monkeypatch.setattr(torch.cuda.amp.common, 'amp_definitely_not_available', lambda: False)
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda: True)
+    with FakeTensorMode(), torch.backends.cudnn.flags(enabled=False):
+        on_fake_gpu(model).train()
+        x = torch.rand(c.seq_len, 2, c.nc, 64, 64, device='cuda')
+        noise = model.draw_noise(c.seq_len, 4).of(slice(2), x.device)
+        frames = model.draw_frames(c.seq_len, 4).of(slice(2), x.device)
+        with torch.autocast('cuda', dtype, enabled=dtype != torch.float32):
+            out = model(x, c.seq_len, noise=noise, frames=frames)
+        losses = loss(x, out, obs_scale=c.obs_scale, beta_y=1, beta_z=1, l2_res=1)
+        assert {(v.dtype, v.device.type) for v in losses} == {(torch.float32, 'cuda')}
+        assert out.x_.dtype == out.y.dtype == torch.float32
+        assert out.q_z_params.dtype == dtype
+        model.eval().requires_grad_(False)
+        futures = Futures(model, x, 3, draw_noise(model, 1, 'test', [0, 1], 2, len(x) + 3),
+                          dtype=dtype, chunk=Chunk(model, 4))
+        metrics = {'psnr': PSNR(), 'ssim': SSIM()}
+        scores, frames = score_futures(futures, x[:3], metrics, keep=lambda frames: frames)
+        assert {(v.dtype, v.device.type) for v in [*scores.values(), *frames.values()]} \
+            == {(torch.float32, 'cuda')}
 
 
-def test_compiled_networks_are_the_same(float32, tmp_path, compiled):
-    assert train.main(options(tmp_path, '--compile')) == 0
-    assert len(compiled) == 8 and set(compiled) == {
-        'DCGANEncoder', 'DCGANDecoder', 'MLP', 'Sequential', 'Linear'}
-    assert losses(tmp_path) == pytest.approx(float32, rel=1e-6)
-    model = build_model(parse_train(options(tmp_path)))
-    assert load(tmp_path / 'run' / 'model.pt').keys() == model.state_dict().keys()
-
-
-def test_failing_compilation_is_reported(monkeypatch):
-    def fail(function):
-        raise RuntimeError('No working C++ compiler found\nand much more')
-    monkeypatch.setattr(torch, 'compile', fail)
-    with pytest.raises(UserError, match='--compile: torch.compile does not work here '
-                                        '.No working C.. compiler found.; leave'):
-        check_compile(CPU)
-
-
-# Synchronised batch normalisation
-
-def test_synchronised_batch_norm_of_one_process_is_that_of_pytorch(monkeypatch):
-    monkeypatch.setattr(torch.distributed, 'all_reduce', lambda x, group: None)
-    x = (5 + torch.randn(4, 3, 6, 6)).requires_grad_()
-    results = []
-    for m in (nn.BatchNorm2d(3), SyncBatchNorm(3)):
-        nn.init.constant_(m.weight, 1.3)
-        x.grad = None
-        y = m(x)
-        (y ** 3).sum().backward()
-        results.append([y, x.grad, m.weight.grad, m.bias.grad, *m.buffers(), m.eval()(x)])
-    for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+def test_matrix_product_for_one_channel_is_for_cpus():
+    """Its backward pass on a GPU launches a kernel for each frame."""
+    one, three = (nn.ConvTranspose2d(4, n, 4, 2, 1, bias=False) for n in (1, 3))
+    assert conv_function(one) is conv_transpose_to_one_channel
+    assert conv_function(three) is conv_function(one.to('meta')) is nn.functional.conv_transpose2d

@@ -1,56 +1,32 @@
 """What a run logs: `log.csv`, `validation.csv` and TensorBoard event files."""
 
-import contextlib
 import csv
-import io
-import itertools
-import os
-import time
 from pathlib import Path
 
-from PIL import Image
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from files import reading, replacing
 
-from files import WriteError, replacing, writing
-from logs import BOTH, TRAINING, VALIDATION, read_table, split
+import numpy as np
+from tensorboardX import SummaryWriter
 
-FLUSH_INTERVAL = 30  # seconds
+from model import Losses
+
+TRAINING = ['step', *Losses._fields, 'lr', 'steps_per_s']
+VALIDATION = ['step', 'val_psnr', 'best_psnr', 'val_ssim']  # followed by psnr_<t> of frames
 
 
-class Events:
-    """TensorBoard event file; its steps from `first` on replace those of earlier files.
+def read_table(path):
+    """Complete rows of a table, dicts of str by column; a row truncated by a kill lacks columns."""
+    with reading(path, 'is not the log of a run', 'move it away'), open(path, newline='') as f:
+        table = csv.DictReader(f)
+        if 'step' not in (table.fieldnames or []):
+            raise ValueError('it has no column step')
+        return [row for row in table if None not in row.values() and row['step'].isdigit()]
 
-    Events are written synchronously: SummaryWriter hangs when the disk is full.
-    """
 
-    def __init__(self, folder, first):
-        self.path, self.flushed = Path(folder) / 'events', time.monotonic()
-        with writing(self.path):
-            self.writer = EventsWriter(str(self.path))
-            self._write(first, session_log=SessionLog(status=SessionLog.START))
-
-    def _write(self, step, **content):
-        self.writer.write_event(Event(wall_time=time.time(), step=step, **content))
-
-    def write(self, step, scalars, pictures=None):
-        """Write scalars, and pictures (bytes of a PNG or GIF file), by name."""
-        values = [Summary.Value(tag=name, simple_value=v) for name, v in scalars.items()]
-        for name, data in (pictures or {}).items():
-            width, height = Image.open(io.BytesIO(data)).size
-            picture = Summary.Image(width=width, height=height, colorspace=3,
-                                    encoded_image_string=data)
-            values.append(Summary.Value(tag=name, image=picture))
-        with writing(self.path):
-            self._write(step, summary=Summary(value=values))
-            if time.monotonic() > self.flushed + FLUSH_INTERVAL:
-                self.writer.flush()
-                self.flushed = time.monotonic()
-
-    def close(self):
-        with writing(self.path):
-            self.writer.close()
+def read_log(folder):
+    """Rows of training and of validation of a run."""
+    log, validation = (Path(folder) / name for name in ('log.csv', 'validation.csv'))
+    return read_table(log), read_table(validation) if validation.exists() else []
 
 
 class RunLog:
@@ -58,65 +34,35 @@ class RunLog:
 
     Parameters
     ----------
-    folder : path
+    folder : Path
     step, validated : int
         Step that the run starts from, and that of its last validation; 0 for a new run.
     times : sequence of int
         Of predicted frames, whose PSNR is logged.
-    main : bool
-        Whether this process is the one that writes.
     """
 
-    def __init__(self, folder, step, validated, times, main=True):
-        self.main, self.folder = main, Path(folder)
+    def __init__(self, folder, step, validated, times):
+        self.folder = folder
         self.columns = {'log.csv': TRAINING,
                         'validation.csv': VALIDATION + [f'psnr_{t}' for t in times]}
-        if not main:
-            return
-        rows = self._read_all() if step else {name: [] for name in self.columns}
-        # log.csv last: until then, that of an earlier run has the rows of both
-        for name, last in (('validation.csv', validated), ('log.csv', step)):
-            path = self.folder / name
+        for (name, columns), last in zip(self.columns.items(), (step, validated)):
+            path = folder / name
+            rows = read_table(path) if path.exists() else []
             with replacing(path) as tmp, open(tmp, 'w', newline='') as f:
-                writer = csv.DictWriter(f, self.columns[name])
+                writer = csv.DictWriter(f, columns, extrasaction='ignore')
                 writer.writeheader()
-                writer.writerows(row for row in rows[name] if int(row['step']) <= last)
-        self.events = Events(folder, step + 1)
-
-    def _read_all(self):
-        """Complete rows of both tables, also if an earlier version wrote them to log.csv."""
-        header, log = self._read('log.csv', TRAINING, BOTH)
-        if header == BOTH:
-            return dict(zip(self.columns, split(log)))
-        _, validation = self._read('validation.csv', self.columns['validation.csv'])
-        return {'log.csv': log, 'validation.csv': validation}
-
-    def _read(self, name, *headers):
-        """Header and complete rows of a table; one that cannot be read is moved aside."""
-        path = self.folder / name
-        if not path.exists():
-            return headers[0], []
-        try:
-            with writing(path):
-                header, rows = read_table(path)
-            if header not in headers:
-                raise ValueError('it has other columns')
-            return header, rows
-        except (ValueError, csv.Error) as error:
-            aside = next(p for i in itertools.count(1) if not os.path.lexists(p := f'{path}.{i}'))
-            with writing(aside, path):
-                os.rename(path, aside)
-            print(f'note: {path} is not the log of a run ({error}); it is now {aside}, '
-                  'and a new one begins')
-            return headers[0], []
+                writer.writerows(row for row in rows if int(row['step']) <= last)
+        before = set(folder.iterdir())
+        self.events = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=30)
+        self.files = [*(folder / name for name in self.columns), *set(folder.iterdir()) - before]
 
     def write(self, step, **values):
         """Write a row of training."""
-        if self.main:
-            self._append('log.csv', {'step': step, **values})
-            self.events.write(step, {f'train/{name}': value for name, value in values.items()})
+        self._append('log.csv', {'step': step, **values})
+        for name, value in values.items():
+            self.events.add_scalar(f'train/{name}', value, step)
 
-    def write_validation(self, step, scores, psnr, pictures):
+    def write_validation(self, step, scores, psnr, picture):
         """Write a row of validation.
 
         Parameters
@@ -124,28 +70,19 @@ class RunLog:
         scores : dict of float by column
         psnr : list of float
             PSNR of each predicted frame.
-        pictures : dict of bytes by name
-            Of PNG or GIF files.
+        picture : uint8 array (H, W, 3), or None
         """
         columns = self.columns['validation.csv'][len(VALIDATION):]
         self._append('validation.csv', {'step': step, **scores, **dict(zip(columns, psnr))})
-        self.events.write(step, {f'validation/{name}': value for name, value in scores.items()},
-                          {f'validation/{name}': data for name, data in pictures.items()})
+        for name, value in scores.items():
+            self.events.add_scalar(f'validation/{name}', value, step)
+        if picture is not None:
+            self.events.add_image('validation/futures', np.asarray(picture), step,
+                                  dataformats='HWC')
 
     def _append(self, name, row):
-        line, path = io.StringIO(), self.folder / name
-        csv.DictWriter(line, self.columns[name]).writerow(row)
-        with writing(path), open(path, 'a', newline='') as f:
-            f.write(line.getvalue())
+        with open(self.folder / name, 'a', newline='') as f:
+            csv.DictWriter(f, self.columns[name]).writerow(row)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        if not self.main:
-            return
-        if kind is None:
-            self.events.close()
-            return
-        with contextlib.suppress(WriteError):  # would hide the error that came before
-            self.events.close()
+    def close(self):
+        self.events.close()

@@ -1,37 +1,19 @@
-"""Make a test set of several clips of each of your own videos.
-
-`python preprocessing/folder/make_test_set.py --data_dir DIR`, after `convert.py`.
-"""
+"""Make a test set of own videos: `python preprocessing/folder/make_test_set.py --data_dir DIR`."""
 
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run by path
 
-from data.clips import note_short
-from data.video import find_videos
-from files import UserError, count, run_script, write_json
-from parsing import frames, positive_int, seed
-from preprocessing.convert import dataset_parser
+from files import UserError, count, positive_int, run_script, write_json
+
+import numpy as np
+
+from preprocessing.common import check_new, dataset_parser
 
 
 def draw_clips(lengths, n_clips, seq_len, seed):
-    """Draw clips with different first frames from each video.
-
-    Parameters
-    ----------
-    lengths : dict
-        Number of frames by name, at least `seq_len`.
-    n_clips : int
-        Of each video; fewer if it has fewer first frames.
-    seq_len, seed : int
-
-    Returns
-    -------
-    list of [name, first frame from 0]
-    """
+    """Draw clips with different first frames from each video: list of [name, first frame]."""
     rng = np.random.RandomState(seed)
     clips = []
     for name, length in lengths.items():
@@ -43,30 +25,29 @@ def draw_clips(lengths, n_clips, seq_len, seed):
 
 def get_parser():
     parser = dataset_parser('Draw clips of the converted test videos and write '
-                            'DIR/test_set_<seq_len>.json, which names them.')
+                            'DIR/test_set_<seq_len>.json, which names them.', '--seed')
     parser.add_argument('--clips', type=positive_int, default=5, metavar='N',
                         help='clips of each video')
-    parser.add_argument('--seq_len', type=frames, default=40, help='frames per clip')
-    parser.add_argument('--seed', type=seed, default=42, help='seed of the draws')
+    parser.add_argument('--seq_len', type=positive_int, default=40, help='frames per clip')
     return parser
 
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
     path = Path(args.data_dir) / f'test_set_{args.seq_len}.json'
-    if path.exists():
-        raise UserError(f'{path} exists already; remove it to make the test set again')
-    found = find_videos(Path(args.data_dir) / 'test')
-    if not found:
-        raise UserError(f'{args.data_dir}/test has no videos; convert your videos first with: '
-                        'python preprocessing/folder/convert.py --data_dir YOUR_VIDEOS '
-                        f'--out_dir {args.data_dir}')
-    long_enough = set(note_short(list(found.values()), args.seq_len, '--seq_len'))
-    lengths = {name: len(video) for name, video in found.items() if video in long_enough}
+    check_new(path, args.overwrite)
+    videos = sorted((Path(args.data_dir) / 'test').glob('[!.]*.npy'))
+    lengths = {video.stem: len(np.load(video, mmap_mode='r', allow_pickle=False))
+               for video in videos}
+    lengths = {name: n for name, n in lengths.items() if n >= args.seq_len}
+    if not lengths:
+        raise UserError(f'none of {count(len(videos), "video")} in {args.data_dir}/test has '
+                        f'{args.seq_len} frames (--seq_len); use a smaller number, or convert '
+                        'longer videos with preprocessing/folder/convert.py')
     clips = draw_clips(lengths, args.clips, args.seq_len, args.seed)
     write_json(path, {'seed': args.seed, 'clips': clips})
-    print(f'{path}: {count(len(clips), "clip")} of {args.seq_len} frames, '
-          f'of {count(len(lengths), "video")}')
+    print(f'{path}: {count(len(clips), "clip")} of {args.seq_len} frames, from the '
+          f'{len(lengths)} of {count(len(videos), "video")} that are long enough')
 
 
 if __name__ == '__main__':

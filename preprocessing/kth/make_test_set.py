@@ -1,33 +1,20 @@
-"""Make the test set of KTH: `python preprocessing/kth/make_test_set.py --data_dir DIR`.
-
-Run it after `convert.py`.
-"""
+"""Make the test set of KTH: `python preprocessing/kth/make_test_set.py --data_dir DIR`."""
 
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run by path
 
-from data.clips import check_videos, convert_again
-from data.kth import CLASSES, TEST_PERSONS, convert_command, find_converted, test_set_name
-from files import UserError, run_script, write_npz
-from preprocessing.convert import add_size_option, clips_parser
+from files import UserError, positive_int, replacing, run_script
+
+import numpy as np
+
+from data.kth import CLASSES, TEST_PERSONS, find_converted, test_set_name
+from preprocessing.common import check_lengths, check_new, dataset_parser
 
 
 def draw_clips(lengths, size, seq_len, seed):
-    """Draw the clips of the test set.
-
-    Parameters
-    ----------
-    lengths : function (class index, person, trial) -> number of frames
-    size, seq_len, seed : int
-
-    Returns
-    -------
-    list of tuples (class index, person, trial, first frame from 0)
-    """
+    """Draw clips as published: list of (class index, person, trial, first frame from 0)."""
     rng = np.random.RandomState(seed)
     clips = []
     for _ in range(size):
@@ -37,37 +24,35 @@ def draw_clips(lengths, size, seq_len, seed):
 
 
 def get_parser():
-    parser = clips_parser('Draw clips of the test persons and write '
-                          'DIR/svg_test_set_<seq_len>.npz, or '
-                          'DIR/svg_test_set_<seq_len>_<image_size>.npz unless that is 64.', 40)
-    add_size_option(parser)
+    parser = dataset_parser(
+        'Draw clips of the test persons and write DIR/svg_test_set_<seq_len>.npz, or '
+        'DIR/svg_test_set_<seq_len>_<image_size>.npz unless that is 64.',
+        '--image_size', '--size', '--seed')
+    parser.add_argument('--seq_len', type=positive_int, default=40, help='frames per clip')
     return parser
 
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
     path = Path(args.data_dir) / test_set_name(args.seq_len, args.image_size)
-    if path.exists():
-        raise UserError(f'{path} exists already; remove it to make the test set again')
+    check_new(path, args.overwrite)
     videos = {v.path.stem: v for v in find_converted(args.data_dir, args.image_size, TEST_PERSONS)}
-    again = convert_again(convert_command(args.data_dir, args.image_size))
-    check_videos(videos.values(), args.image_size, 1, args.seq_len, again)
+    if len(videos) < 120:
+        raise UserError(f'{args.data_dir}/processed_{args.image_size} has {len(videos)} of the 120 '
+                        'videos of persons 21 to 25; complete the download and convert again')
+    check_lengths(videos.values(), args.seq_len)
 
     def video(c, person, trial):
-        name = f'person{person:02d}_{CLASSES[c]}_d{trial}'
-        if name not in videos:
-            raise UserError(f'{args.data_dir}/processed_{args.image_size}/{CLASSES[c]} has no '
-                            f'{name}, which the test set needs; complete the download and convert '
-                            'again')
-        return videos[name]
+        return videos[f'person{person}_{CLASSES[c]}_d{trial}']
 
     clips = draw_clips(lambda *v: len(video(*v)), args.size, args.seq_len, args.seed)
-    write_npz(path,
-              sequences=np.stack([video(*v).clip(start, args.seq_len)[..., 0]
-                                  for *v, start in clips]),
-              persons=np.array([person for _, person, _, _ in clips]),
-              actions=np.array([CLASSES[c] for c, _, _, _ in clips]))
-    print(f'{path}: {args.size:,} clips of {args.seq_len} frames')
+    with replacing(path) as tmp, open(tmp, 'wb') as f:
+        np.savez_compressed(
+            f, sequences=np.stack([video(*v).clip(start, args.seq_len)[..., 0]
+                                   for *v, start in clips]),
+            persons=np.array([person for _, person, _, _ in clips]),
+            actions=np.array([CLASSES[c] for c, _, _, _ in clips]))
+    print(f'{path}: {args.size} clips of {args.seq_len} frames')
 
 
 if __name__ == '__main__':
