@@ -15,7 +15,7 @@ CONVERTERS = [name for name in SCRIPTS if name.startswith('preprocessing') or 'c
 # Starts each script with --help in a fork, which has what they share, and prints what went wrong
 START = '''
 import os, runpy, sys
-import cv2, numpy, tqdm, yaml
+import numpy, PIL.Image, tqdm, yaml
 root, forbidden, *scripts = sys.argv[1:]
 forbidden = set(forbidden.split())
 sys.stdout = open(os.devnull, 'w')
