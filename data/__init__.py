@@ -71,5 +71,4 @@ def load_clip(config, data_dir, name, t_0, nt):
         example = f', such as {Path(name).with_name(near[0])}' if near else ''
         raise UserError(f'{path} does not exist as .npy, .npz or folder of frames; '
                         f'give the path of a converted video below {root}{example}')
-    step = config.subsampling if 'subsampling' in entry.options else 1
-    return FirstFrames([video], config, nt, root, step, [t_0]).videos([0])[:, 0]
+    return FirstFrames([video], config, nt, root, entry.step(config), [t_0]).videos([0])[:, 0]

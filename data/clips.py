@@ -47,6 +47,10 @@ class Dataset(NamedTuple):
     sizes: tuple = SIZES
     videos: str | None = None
 
+    def step(self, config):
+        """Of how many frames of a video one is used."""
+        return config.subsampling if 'subsampling' in self.options else 1
+
     def find_sizes(self, data_dir):
         """Sizes of the converted videos: dict of the path that shows it, by size."""
         if self.videos is None or len(self.sizes) == 1:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from preprocessing.common import Unreadable, dataset_parser, decode, find_files, run_jobs
+from preprocessing.folder.frames import pictures
 
 SUBJECTS = {'train': (1, 5, 6, 7, 8), 'test': (9, 11)}
 BOX = (100, 100, 900, 900)  # left, upper, right, lower, in frames of 1000 x 1000
@@ -20,6 +21,13 @@ def read(source, size, notes):
     """Frames of a video, cropped and resized: uint8 (size, size, 3)."""
     for _, _, (frame, _) in decode(source, notes):
         yield cut(Image.fromarray(frame.to_ndarray(format='rgb24')), size)
+
+
+def read_any(path, size, n_frames, notes):
+    """Frames of any video, or of a folder of pictures."""
+    if path.is_dir():
+        return (cut(image, size) for *_, image in pictures(path))
+    return read(path, size, notes)
 
 
 def cut(image, size):

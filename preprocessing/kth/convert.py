@@ -12,7 +12,8 @@ import imageio_ffmpeg
 import numpy as np
 
 from data.kth import CLASSES
-from preprocessing.common import Unreadable, dataset_parser, find_files, run_jobs
+from preprocessing.common import Unreadable, dataset_parser, find_files, open_video, run_jobs
+from preprocessing.folder.frames import find_pictures
 
 
 def read(source, size, notes, rate=25, options=()):
@@ -26,6 +27,22 @@ def read(source, size, notes, rate=25, options=()):
         raise Unreadable(errors[0] if errors else 'ffmpeg was stopped')
     notes += errors
     return np.frombuffer(done.stdout, np.uint8).reshape(-1, size, size, 3)[..., 0]
+
+
+def read_any(path, size, n_frames, notes):
+    """The first frames of any video, or all of a folder, whose pictures ffmpeg resizes too."""
+    if not path.is_dir():
+        with open_video(path):  # raises an error if it holds no video itself
+            pass
+        # If the sound begins before, ffmpeg would repeat the first frame until then
+        yield from read(path, size, notes, options=('-vf', 'setpts=PTS-STARTPTS', '-frames:v',
+                                                    str(n_frames)))
+        return
+    for picture in find_pictures(path):
+        try:
+            yield from read(picture, size, notes, options=('-frames:v', '1'))
+        except Unreadable as error:
+            raise Unreadable(f'{picture.name}: {error}') from None
 
 
 def get_parser():
