@@ -21,8 +21,6 @@ from module import ENCODERS
 CONFIGS = Path(__file__).resolve().parent / 'configs'
 PUBLISHED = yaml.safe_load((CONFIGS / 'published.yaml').read_text())  # by preset
 PRESETS = [*PUBLISHED, 'folder']
-
-
 FLAG = argparse.BooleanOptionalAction  # --name and --no-name, which reverts a preset or a file
 
 
@@ -197,12 +195,7 @@ def add_options(group, options):
 
 
 def parse_train(argv=None):
-    """Resolve and check the configuration of `train.py`; a UserError says what is wrong.
-
-    Returns
-    -------
-    argparse.Namespace
-    """
+    """Resolve and check the configuration of `train.py`; a UserError says what is wrong."""
     first = Parser('', add_help=False)
     first.add_argument('--preset', choices=PRESETS)
     first.add_argument('--save_path')
@@ -285,12 +278,8 @@ def config_dict(config):
 def load_config(xp_dir):
     """Configuration of a trained model, published or your own; missing keys get their defaults.
 
-    Options of the call that trained it, such as `device`, are not part of it.
-
-    Returns
-    -------
-    argparse.Namespace
-        `seq_len`, `seq_len_test` and `data_dir` may be None.
+    Options of the call that trained it, such as `device`, are not part of it. `seq_len`,
+    `seq_len_test` and `data_dir` may be None.
     """
     path = Path(xp_dir) / 'config.json'
     found = read_json(path)
@@ -339,13 +328,7 @@ def fill_from_config(args, config):
 # Published evaluations
 
 def find_published(protocol):
-    """Published evaluation on the test set of a protocol (see `results.json`), None without one.
-
-    Returns
-    -------
-    dict
-        An entry of `configs/published.yaml`, with `nt_cond`.
-    """
+    """Entry of `configs/published.yaml`, with `nt_cond`, of the test set of a protocol, or None."""
     for preset, entry in PUBLISHED.items():
         config = preset_config(preset)
         same = {'dataset': config.dataset, 'size': config.nx} | {

@@ -21,24 +21,15 @@ TIMEOUT = timedelta(hours=2)  # for a slower process; torchrun ends the others o
 
 @dataclass(frozen=True)
 class World:
-    """Place of this process in the job, and collective operations. By default a single process.
-
-    Attributes
-    ----------
-    rank, size : int
-        Number of this process, from 0, and of all. Process 0 alone writes states and logs, and
-        prints.
-    local_rank, local_size : int
-        The same on this machine.
-    """
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
+    """Place of this process in the job, and collective operations. By default a single process."""
+    rank: int = 0        # number of this process, from 0
+    size: int = 1        # number of processes
+    local_rank: int = 0  # the same on this machine
     local_size: int = 1
 
     @property
     def main(self):
-        """Whether this process writes and prints."""
+        """Whether this process writes states and logs, and prints."""
         return self.rank == 0
 
     def part(self, n):
@@ -91,12 +82,7 @@ class World:
 
 @contextlib.contextmanager
 def join():
-    """Context in which the processes of a job are connected, as the launcher's environment says.
-
-    Yields
-    ------
-    World
-    """
+    """Context that connects the processes of a job, as the launcher says; yields the `World`."""
     env = os.environ
     if int(env.get('WORLD_SIZE', 1)) == 1 or 'LOCAL_RANK' not in env:
         yield World()
@@ -119,13 +105,8 @@ def join():
 class StopSignal:
     """Context that notes SIGINT (Ctrl-C) and SIGTERM, to be obeyed between two steps.
 
-    A second signal ends the run at once, except under a launcher, which repeats signals.
-
-    Parameters
-    ----------
-    world : World
-    doing : str
-        What is done about the signal, for the message.
+    A second signal ends the run at once, except under a launcher, which repeats signals. `doing`
+    says what is done about the signal, for the message.
     """
 
     def __init__(self, world, doing):

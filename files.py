@@ -186,8 +186,6 @@ def cores():
     return os.cpu_count() or 1
 
 
-# Types of options
-
 # Command lines
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -15,7 +15,7 @@ from args import (FLAG, add_dataset_options, add_device_option, add_i3d_option, 
                   fill_from_config, load_config)
 from data.stream import chunks
 from distributed import StopSignal, join
-from evaluation.futures import Chunk, Futures, draw_noise, last_frame, quantise, score_futures
+from evaluation.futures import Chunk, Futures, draw_noise, quantise, score_futures
 from evaluation.results import (FinishedBatches, check_earlier, draw_pictures, write_results,
                                 write_samples)
 from evaluation.scoring import (get_protocol, load_test_set, note_differences, score_lines,
@@ -135,12 +135,12 @@ def evaluate(args, config, world):
     finished = FinishedBatches(args.out_dir, {**protocol, 'batch_size': args.batch_size})
     names = [f'{name}_{end}' for name in args.metrics for end in ('best', 'worst')]
     names += [f'random_{k + 1}' for k in range(min(N_RANDOM, args.n_samples))]
+    lengths = dict.fromkeys(names, nt_pred) | {'cond_rec': args.nt_cond}  # of what is saved
     if world.main:
         args.out_dir.mkdir(parents=True, exist_ok=True)
         check_earlier(args.out_dir, protocol, args.overwrite)
-        frame_shape = config.nx, config.nx, config.nc
-        finished.create({name: (n_videos, nt_pred, *frame_shape) for name in names}
-                       | {'cond_rec': (n_videos, args.nt_cond, *frame_shape)})
+        finished.create({name: (n_videos, nt, config.nx, config.nx, config.nc)
+                         for name, nt in lengths.items()})
         announce(args, protocol, device, world)
     # Process 0 lists what is left for all: the others may already write batches
     done = world.share(set(finished.done()) if world.main else None)
@@ -160,8 +160,8 @@ def evaluate(args, config, world):
             truth = testset.videos(batches[k])  # uint8 (nt_gen, B, H, W, C)
             x = to_video(torch.from_numpy(truth), device)
             given, target = x[:args.nt_cond], x[args.nt_cond:]
-            if model is None:
-                futures = last_frame(given, nt_pred)
+            if model is None:  # one future, which repeats the last frame
+                futures = [given[-1:].expand(nt_pred, *given.shape[1:])]
             else:
                 noise = draw_noise(model, args.test_seed, 'test', batches[k], args.n_samples,
                                    args.nt_gen)
@@ -172,7 +172,7 @@ def evaluate(args, config, world):
                                                on_sample=on_sample)
             except KeyboardInterrupt:
                 break
-            frames['cond_rec'] = quantise(futures.given(0))
+            frames['cond_rec'] = quantise(given if model is None else futures.given(0))
             scores = {name: score.cpu().numpy() for name, score in scores.items()}
             frames = {name: video.permute(0, 1, 3, 4, 2).cpu().numpy()
                       for name, video in frames.items()}
@@ -183,14 +183,16 @@ def evaluate(args, config, world):
                 videos = [truth[args.nt_cond:]] + [frames[f'random_{i + 1}']
                                                    for i in range(args.fvd_samples)]
                 for i, video in enumerate(videos):
-                    scores[f'fvd_{i}'] = fvd.embed_continued(
-                        embed, truth[:args.nt_cond], video)
-            finished.write(k, batches[k], scores, {name: frames[name]
-                                                  for name in [*names, 'cond_rec']})
+                    scores[f'fvd_{i}'] = fvd.embed_continued(embed, truth[:args.nt_cond], video)
+            finished.write(k, batches[k], scores, {name: frames[name] for name in lengths})
             release_memory()
     if stop.received is not None:  # in all processes: launchers and terminals signal each of them
         if world.main:
-            report_interruption(finished, protocol, n_videos)
+            if scores := finished.scores():
+                n_done = len(next(iter(scores.values())))
+                print(f'scores so far, of {n_done:,} of {count(n_videos, "video")}:')
+                print('\n'.join(score_lines(summary(scores), protocol)))
+            print('repeat the command to continue', flush=True)
         return 128 + stop.received
     world.wait()
     if not world.main:
@@ -204,7 +206,7 @@ def evaluate(args, config, world):
         table['fvd'] = summarise(np.array([fvd.frechet_distance(features[0], f)
                                            for f in features[1:]]))
     print('\n'.join(score_lines(table, protocol)), flush=True)
-    write_samples(args.out_dir, finished, [*names, 'cond_rec'])
+    write_samples(args.out_dir, finished, lengths)
     rows = {'best': f'{args.metrics[0]}_best', 'worst': f'{args.metrics[0]}_worst'}
     rows |= {f'random {i}': f'random_{i}' for i in (1, 2, 3) if f'random_{i}' in names}
     n_pictures = min(args.n_pictures, n_videos)
@@ -239,17 +241,6 @@ def announce(args, protocol, device, world):
         if version := protocol.get(f'{name}_version'):
             print(f'{METRICS[name].label}: version {version}', flush=True)
     note_differences(protocol)
-
-
-def report_interruption(finished, protocol, n_videos):
-    """Print the scores so far, and how to go on."""
-    scores = finished.scores()
-    if scores:
-        table = summary(scores)
-        n_done = len(next(iter(scores.values())))
-        print('\n'.join([f'scores so far, of {n_done:,} of {count(n_videos, "video")}:',
-                         *score_lines(table, protocol)]))
-    print('repeat the command to continue', flush=True)
 
 
 if __name__ == '__main__':

@@ -146,7 +146,7 @@ def train(c, world, stack):
             new_files.append(folder / 'config.json')
             write_json(new_files[0], config_dict(c))
         log = RunLog(folder, p.logged, p.validated, times=range(c.nt_cond, c.seq_len_test))
-        stack.callback(log.close)
+        stack.callback(log.events.close)
         new_files += [] if c.resume else log.files
     try:
         while True:
@@ -208,8 +208,10 @@ def train(c, world, stack):
             p.step += 1
 
             if p.step == first_step + 5 and device.type == 'cpu':
-                seconds = (time.monotonic() - log_time) / (p.step - log_step)
-                note_duration(seconds * (n_steps - p.step), world)
+                seconds = (time.monotonic() - log_time) / (p.step - log_step) * (n_steps - p.step)
+                if seconds > 2 * 86400:
+                    say(world, f'note: at this speed, the rest takes {seconds / 3600:,.0f} hours; '
+                        'configs/smmnist_cpu.yaml is a small configuration for CPUs (--config)')
             if is_due(c.log_interval):
                 terms = mean_terms(p, world)
                 speed = (p.step - log_step) / (time.monotonic() - log_time)
@@ -378,13 +380,6 @@ def report(scores, p, log, folder, c, bar):
                          scores.psnr_t.mean(0).tolist(), strip)
     bar.write(f'step {p.step:,}: validation PSNR {p.score:.2f} dB, best {p.best:.2f} dB, '
               f'SSIM {ssim:.4f}')
-
-
-def note_duration(seconds, world):
-    """Print a note if the rest of a run takes more than two days on a CPU."""
-    if seconds > 2 * 86400:
-        say(world, f'note: at this speed, the rest takes {seconds / 3600:,.0f} hours; '
-            'configs/smmnist_cpu.yaml is a small configuration for CPUs (--config)')
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import zipfile
 
-from files import UserError, reading, replacing
+from files import UserError, count, reading, replacing
 
 import numpy as np
 import torch
@@ -18,13 +18,9 @@ STREAMS = {'train': 0, 'val': 1, 'test': 2, 'noise': 3, 'damage': 4}
 
 
 def stream_rng(seed, stream, index):
-    """Random generator for item `index` of a stream (see `STREAMS`), independent of all others.
+    """`RandomState` for item `index` of a stream (see `STREAMS`), independent of all others.
 
     Philox is counter-based: each key starts a sequence of its own, at no cost.
-
-    Returns
-    -------
-    np.random.RandomState
     """
     key = np.array([seed, (STREAMS[stream] << 56) + index], np.uint64)
     return np.random.RandomState(np.random.Philox(key=key))
@@ -61,14 +57,12 @@ def keep_memory():
 
     The kernel zeroes every page that it hands out, an eighth of the time of I3D on a CPU.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return  # another C library
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-    # The second is the maximum of older versions
-    if mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25):
-        mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        # The second is the maximum of older versions
+        if mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25):
+            mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
 
 
 def release_memory():
@@ -81,8 +75,7 @@ def describe(device):
     """Name of a device, for messages."""
     if device.type == 'cuda':
         return f'{device} ({torch.cuda.get_device_name(device)})'
-    threads = torch.get_num_threads()
-    return f'CPU ({threads} thread{"s" * (threads > 1)})'
+    return f'CPU ({count(torch.get_num_threads(), "thread")})'
 
 
 def has_bfloat16(device):

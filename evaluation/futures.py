@@ -10,26 +10,10 @@ from utils import stream_generator
 
 
 def draw_noise(model, seed, stream, videos, n_samples, nt):
-    """Standard normal noise for `n_samples` futures of each video.
+    """Noise y_0 (S, B, ny) and z (nt-1, S, B, nz) for futures of the B `videos` of a stream.
 
-    The noise of a video depends on the seed, the stream and its index only, so scores depend
-    neither on the batch size nor on the device.
-
-    Parameters
-    ----------
-    model : SRVP
-    seed : int
-    stream : {'val', 'test'}
-    videos : sequence of int
-        Indices in the stream.
-    n_samples : int
-    nt : int
-        Number of frames, conditioning frames included.
-
-    Returns
-    -------
-    Noise
-        y_0 (S, B, ny) and z (nt-1, S, B, nz), on the CPU.
+    It counts conditioning frames in `nt`, and is on the CPU. That of a video depends on the seed,
+    the stream and its index only: scores depend neither on the batch size nor on the device.
     """
     draws = [model.draw_noise(nt, n_samples, generator=stream_generator(seed, stream, i))
              for i in videos]
@@ -135,30 +119,6 @@ class Futures:
         nt, _, B = self.y.shape[:3]
         for y in self.y.split(max(1, self.chunk.size // (nt * B)), 1):  # whole samples per chunk
             yield from self._decode(y.flatten(0, 1)).unflatten(0, y.shape[:2]).unbind(1)
-
-
-class FixedFutures:
-    """Predictions from elsewhere, with the interface of `Futures`.
-
-    x (T_o, B, C, H, W) are conditioning frames, samples a list of (nt, B, C, H, W).
-    """
-
-    def __init__(self, x, samples):
-        self.x, self.samples = x, samples
-
-    def __len__(self):
-        return len(self.samples)
-
-    def given(self, s):
-        return self.x
-
-    def __getitem__(self, s):
-        return self.samples[s]
-
-
-def last_frame(x, nt):
-    """Baseline: one future of `nt` frames that repeats the last of the frames x."""
-    return FixedFutures(x, [x[-1:].expand(nt, *x.shape[1:])])
 
 
 def quantise(x):

@@ -16,13 +16,8 @@ class FinishedBatches:
     """Finished batches of an evaluation, on disk, where a repeated call finds them.
 
     Frames of all videos are arrays on disk, `<name>.npy`, (N, T, H, W, C), into which each batch
-    writes its part; after it, its scores, `<k>.npz`, say that it is finished.
-
-    Parameters
-    ----------
-    out_dir : Path
-    work : dict
-        What the results depend on, and how the videos are split into batches.
+    writes its part; after it, its scores, `<k>.npz`, say that it is finished. Their folder is named
+    by `work`: all that the results depend on, and how the videos are split into batches.
     """
 
     def __init__(self, out_dir, work):
@@ -73,10 +68,9 @@ def check_earlier(out_dir, protocol, overwrite):
     path = out_dir / 'results.json'
     if overwrite or not path.exists():
         return
-    earlier = read_json(path).get('protocol')
+    earlier = read_json(path).get('protocol') or {}
     if earlier != protocol:
-        names = {*(earlier or {}), *protocol}
-        differ = sorted(n for n in names if (earlier or {}).get(n) != protocol.get(n))
+        differ = sorted(n for n in {*earlier, *protocol} if earlier.get(n) != protocol.get(n))
         raise UserError(f'{path} is of an evaluation with other {", ".join(differ)}; '
                         'use another --out_dir, or --overwrite')
 

@@ -28,19 +28,15 @@ def get_protocol(args, config, testset, n_videos, n_samples):
 
     Two evaluations are the same one if their protocols are equal.
     """
+    first_video = np.ascontiguousarray(testset.videos([0]))  # (nt_gen, 1, H, W, C)
     versions = {f'{name}_version': METRICS[name].version for name in args.metrics
                 if hasattr(METRICS[name], 'version')}
     return {'dataset': config.dataset,
             **{name: getattr(config, name) for name in DATASETS[config.dataset].options},
             'size': config.nx, 'test_set': testset.path.name,
-            'first_video_sha256': digest(testset), 'clips': n_videos,
+            'first_video_sha256': hashlib.sha256(first_video).hexdigest(), 'clips': n_videos,
             'conditioning_frames': args.nt_cond, 'predicted_frames': args.nt_gen - args.nt_cond,
             'samples': n_samples, 'metrics': args.metrics, **versions}
-
-
-def digest(testset):
-    """SHA-256 of the first video of a test set, (nt_gen, H, W, C)."""
-    return hashlib.sha256(np.ascontiguousarray(testset.videos([0]))).hexdigest()
 
 
 def note_differences(protocol):
@@ -59,14 +55,10 @@ def note_differences(protocol):
 # Summary
 
 def summarise(values):
-    """Mean of values (N,) and half-width of its 95% interval, 1.96 std / √N.
+    """`mean` of values (N,) and half-width `ci95` of its 95% interval, 1.96 std / √N.
 
-    NaN, the score of videos all of whose frames are equal to the truth, is left out.
-
-    Returns
-    -------
-    dict
-        `mean` and `ci95`; both are None without a value, and the second one with only one.
+    NaN, the score of videos all of whose frames are equal to the truth, is left out. Both are None
+    without a value, and the second one with only one.
     """
     values = values[~np.isnan(values)]
     n = len(values)

@@ -9,8 +9,7 @@ import torch
 
 from args import parse_train
 from conftest import TINY, stirred
-from evaluation.futures import (Best, Chunk, FixedFutures, Futures, draw_noise, quantise,
-                                score_futures)
+from evaluation.futures import Best, Chunk, Futures, draw_noise, quantise, score_futures
 from metrics.frame import PSNR, SSIM, psnr, ssim
 from model import Noise, build_model
 
@@ -164,8 +163,7 @@ def test_equal_frames_count_as_best_and_are_left_out_of_means():
     truth = torch.rand(4, 3, 1, 16, 16, generator=torch.Generator().manual_seed(1)) / 2
     near, far = truth + 0.01, truth + 0.4
     far[0, 0], far[:, 1] = truth[0, 0], truth[:, 1]
-    scores, frames = score_futures(FixedFutures(truth, [near, far]), truth, METRICS,
-                                   keep=lambda x: x)
+    scores, frames = score_futures([near, far], truth, METRICS, keep=lambda x: x)
     assert torch.equal(frames['psnr_best'][:, :2], far[:, :2])
     assert torch.equal(frames['psnr_best'][:, 2], near[:, 2])
     assert torch.equal(frames['psnr_worst'][:, :2], near[:, :2])

@@ -32,13 +32,8 @@ def read_log(folder):
 class RunLog:
     """Log of a run. A resumed run drops what was logged after the state that it resumes from.
 
-    Parameters
-    ----------
-    folder : Path
-    step, validated : int
-        Step that the run starts from, and that of its last validation; 0 for a new run.
-    times : sequence of int
-        Of predicted frames, whose PSNR is logged.
+    The state is that of `step`, its last validation that of step `validated`; both are 0 in a new
+    run. `times` are those of the predicted frames, whose PSNR is logged.
     """
 
     def __init__(self, folder, step, validated, times):
@@ -63,15 +58,7 @@ class RunLog:
             self.events.add_scalar(f'train/{name}', value, step)
 
     def write_validation(self, step, scores, psnr, picture):
-        """Write a row of validation.
-
-        Parameters
-        ----------
-        scores : dict of float by column
-        psnr : list of float
-            PSNR of each predicted frame.
-        picture : uint8 array (H, W, 3), or None
-        """
+        """Write a row of validation; `psnr` is by frame, the picture uint8 (H, W, 3) or None."""
         columns = self.columns['validation.csv'][len(VALIDATION):]
         self._append('validation.csv', {'step': step, **scores, **dict(zip(columns, psnr))})
         for name, value in scores.items():
@@ -83,6 +70,3 @@ class RunLog:
     def _append(self, name, row):
         with open(self.folder / name, 'a', newline='') as f:
             csv.DictWriter(f, self.columns[name]).writerow(row)
-
-    def close(self):
-        self.events.close()

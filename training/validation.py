@@ -25,22 +25,7 @@ class Scores(NamedTuple):
 
 @torch.no_grad()
 def validate(model, stream, config, device, world, stop):
-    """Score the validation videos, together with the other processes.
-
-    Parameters
-    ----------
-    model : SRVP, in evaluation mode
-    stream : data.stream.BatchStream
-    config : argparse.Namespace
-    device : torch.device
-    world : distributed.World
-    stop : distributed.StopSignal
-
-    Returns
-    -------
-    Scores
-        None if a process was asked to stop.
-    """
+    """`Scores` of the validation videos, by all processes; None if one was asked to stop."""
     c, shown, ssim = config, {}, SSIM()
     chunk = Chunk(model)
     # The mean PSNR, the mean SSIM, and PSNR by frame; zero for videos of other processes
