@@ -10,10 +10,11 @@ from utils import stream_generator
 
 
 def draw_noise(model, seed, stream, videos, n_samples, nt):
-    """Noise y_0 (S, B, ny) and z (nt-1, S, B, nz) for futures of the B `videos` of a stream.
+    """Noise y_0 (S, B, ny) and z (nt-1, S, B, nz), on the CPU, for S futures of B videos.
 
-    It counts conditioning frames in `nt`, and is on the CPU. That of a video depends on the seed,
-    the stream and its index only: scores depend neither on the batch size nor on the device.
+    `videos` are their indices in the stream; `nt` includes the conditioning frames. The noise of a
+    video depends on the seed, the stream and its index only, so scores depend neither on the batch
+    size nor on the device.
     """
     draws = [model.draw_noise(nt, n_samples, generator=stream_generator(seed, stream, i))
              for i in videos]
