@@ -130,13 +130,7 @@ class SRVP(nn.Module):
     # Inference
 
     def encode(self, x):
-        """Frame codes and skip connections of frames (T, B, nc, H, W).
-
-        Returns
-        -------
-        hx : tensor (T, B, nhx)
-        skips : list of tensors (T, B, C_i, H_i, W_i), deepest first
-        """
+        """Codes (T, B, nhx) and skips (T, B, C_i, H_i, W_i), deepest first, of (T, B, nc, H, W)."""
         T, B = x.shape[:2]
         hx, skips = self.encoder(x.flatten(0, 1))  # one call: batch statistics span T·B frames
         return hx.unflatten(0, (T, B)), [s.unflatten(0, (T, B)) for s in skips]
@@ -179,29 +173,15 @@ class SRVP(nn.Module):
     # Generation
 
     def evolve(self, y_0, z, nt, noise=None, n_euler_steps=None):
-        """Run the dynamics for nt - 1 frames after the state y_0 (paper, section 3.1).
+        """Run the dynamics for nt - 1 frames after the state y_0 (…, B, ny) (paper, section 3.1).
 
         Residual dynamics add dt f(y, z) to the state y, n times per frame. Those of the ablations
-        compute the next state once per frame: f(y, z), or GRU(z, y).
+        compute the next state once per frame: f(y, z), or GRU(z, y). The first K random variables
+        are z (K, …, B, nz); the prior gives the others, with `noise` (nt-1-K, …, B, nz).
 
-        Parameters
-        ----------
-        y_0 : tensor (…, B, ny)
-        z : tensor (K, …, B, nz)
-            Random variables of the next K frames; the others are drawn from the prior.
-        nt : int
-            Number of frames, that of y_0 included.
-        noise : tensor (nt-1-K, …, B, nz)
-            Standard normal draws for the prior; not needed if K ≥ nt - 1.
-        n_euler_steps : int
-            Euler steps per frame; default: as in training. 1 unless the dynamics are residual.
-
-        Returns
-        -------
-        y : tensor ((nt-1) n + 1, …, B, ny)
-            States at all Euler steps: every n-th belongs to a frame.
-        z : tensor (nt-1, …, B, nz)
-        res : tensor ((nt-1) n, …, B, ny), or (0, …, B, ny) if the dynamics are not residual
+        Returns the states y ((nt-1) n + 1, …, B, ny) at all Euler steps, of which every n-th
+        belongs to a frame, all z (nt-1, …, B, nz), and the residuals ((nt-1) n, …, B, ny), (0, …)
+        if the dynamics are not residual.
         """
         n = n_euler_steps or self.n_euler_steps
         if n > 1 and self.rule != 'residual':

@@ -29,30 +29,16 @@ def vgg_depth(i):
     return 2 if i < 2 else 3
 
 
-def conv_block(conv, batch_norm=True):
-    """Convolution without bias, batch normalisation, LeakyReLU."""
-    norm = [nn.BatchNorm2d(conv.out_channels)] if batch_norm else []
-    return nn.Sequential(conv, *norm, nn.LeakyReLU(SLOPE, inplace=True))
+def conv_block(conv, n_in, n_out, kernel, stride, padding, batch_norm=True):
+    """Convolution (of class `conv`) without bias, batch normalisation, LeakyReLU."""
+    norm = [nn.BatchNorm2d(n_out)] if batch_norm else []
+    return nn.Sequential(conv(n_in, n_out, kernel, stride, padding, bias=False), *norm,
+                         nn.LeakyReLU(SLOPE, inplace=True))
 
 
 def conv3s(*widths):
     """List of 3x3 blocks of VGG, from each width to the next, at the same resolution."""
-    return [conv_block(nn.Conv2d(a, b, 3, 1, 1, bias=False)) for a, b in zip(widths, widths[1:])]
-
-
-def conv4(in_channels, out_channels, batch_norm=True):
-    """4x4 block of the DCGAN encoder, halving the resolution."""
-    return conv_block(nn.Conv2d(in_channels, out_channels, 4, 2, 1, bias=False), batch_norm)
-
-
-def upconv4(in_channels, out_channels):
-    """4x4 transposed block of the DCGAN decoder, doubling the resolution."""
-    return conv_block(nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1, bias=False))
-
-
-def first_upconv(in_channels, out_channels):
-    """First block of the decoders, from 1x1 to 4x4."""
-    return conv_block(nn.ConvTranspose2d(in_channels, out_channels, 4, 1, 0, bias=False))
+    return [conv_block(nn.Conv2d, a, b, 3, 1, 1) for a, b in pairwise(widths)]
 
 
 def last_conv(in_channels, out_channels):
@@ -91,7 +77,8 @@ class DCGANEncoder(Encoder):
         super().__init__()
         widths = block_widths(nf, nx)
         self.conv = nn.ModuleList(  # nx -> nx/2 -> … -> 4
-            conv4(a, b, batch_norm=i > 0) for i, (a, b) in enumerate(pairwise([nc, *widths])))
+            conv_block(nn.Conv2d, a, b, 4, 2, 1, batch_norm=i > 0)
+            for i, (a, b) in enumerate(pairwise([nc, *widths])))
         self.last_conv = last_conv(widths[-1], nhx)
 
 
@@ -175,10 +162,7 @@ def convolve(conv, h, skip=None, up=False):
 class Decoder(nn.Module):
     """Frame decoder g (paper, section 3.1): `first_upconv`, then blocks `conv`.
 
-    Attributes
-    ----------
-    widest : int
-        Size of the largest activation of a frame.
+    Its attribute `widest` is the size of the largest activation of a frame.
     """
 
     @functools.cached_property
@@ -260,11 +244,11 @@ class DCGANDecoder(Decoder):
         k = 2 if skipco else 1  # skip connections double the input width of each block
         widths = block_widths(nf, nx)[::-1]
         self.widest = nf * (nx // 2) ** 2
-        self.first_upconv = first_upconv(nin, widths[0])          # 1 -> 4
+        self.first_upconv = conv_block(nn.ConvTranspose2d, nin, widths[0], 4, 1, 0)  # 1 -> 4
         self.conv = nn.ModuleList([
-            *(upconv4(a * k, b) for a, b in pairwise(widths)),    # 4 -> 8 -> … -> nx/2
-            nn.ConvTranspose2d(nf * k, nc, 4, 2, 1, bias=False),  # nx/2 -> nx
-        ])
+            *(conv_block(nn.ConvTranspose2d, a * k, b, 4, 2, 1)  # 4 -> 8 -> … -> nx/2
+              for a, b in pairwise(widths)),
+            nn.ConvTranspose2d(nf * k, nc, 4, 2, 1, bias=False)])  # nx/2 -> nx
 
 
 class VGGDecoder(Decoder):
@@ -273,33 +257,26 @@ class VGGDecoder(Decoder):
         k = 2 if skipco else 1
         widths = block_widths(nf, nx)
 
-        def up():
-            return nn.Upsample(scale_factor=2, mode='nearest')
-
         def block(i):
             a, b = widths[i], widths[i - 1]
-            return nn.Sequential(*conv3s(a * k, *[a] * (vgg_depth(i) - 1), b), up())
+            return nn.Sequential(*conv3s(a * k, *[a] * (vgg_depth(i) - 1), b),
+                                 nn.Upsample(scale_factor=2))
 
         self.widest = nf * nx ** 2
-        self.first_upconv = nn.Sequential(first_upconv(nin, widths[-1]), up())  # 1 -> 4 -> 8
+        self.first_upconv = nn.Sequential(  # 1 -> 4 -> 8
+            conv_block(nn.ConvTranspose2d, nin, widths[-1], 4, 1, 0), nn.Upsample(scale_factor=2))
         self.conv = nn.ModuleList([
             *(block(i) for i in reversed(range(1, len(widths)))),  # 8 -> 16 -> … -> nx
             nn.Sequential(*conv3s(nf * k, nf),
-                          nn.ConvTranspose2d(nf, nc, 3, 1, 1, bias=False)),  # nx
-        ])
+                          nn.ConvTranspose2d(nf, nc, 3, 1, 1, bias=False))])  # nx
 
 
 class FrozenDecoder:
     """Decoder in evaluation mode for given videos: all that does not depend on y is computed once.
 
     Batch normalisation is an affine map a h + b per channel: a is folded into the kernel before it,
-    and b becomes its bias. The terms of the skips and of w are computed once per video.
-
-    Parameters
-    ----------
-    decoder : Decoder, in evaluation mode
-    w : tensor (B, nh_inf)
-    skips : list of tensors (B, C_i, H_i, W_i), deepest first, or None
+    and b becomes its bias. The terms of w (B, nh_inf) and of the skips (see `Decoder.forward`) are
+    computed once per video.
     """
 
     def __init__(self, decoder, w, skips=None):
@@ -367,7 +344,7 @@ class MLP(nn.Module):
     def __init__(self, n_in, n_hid, n_out, n_layers):
         super().__init__()
         widths = [n_in] + [n_hid] * (n_layers - 1) + [n_out]
-        first, *others = [nn.Linear(a, b) for a, b in zip(widths, widths[1:])]
+        first, *others = [nn.Linear(a, b) for a, b in pairwise(widths)]
         self.module = nn.Sequential(nn.Sequential(first),
                                     *(nn.Sequential(nn.ReLU(), linear) for linear in others))
 

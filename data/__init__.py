@@ -14,13 +14,7 @@ DATASETS = {'smmnist': mmnist.DATASET, 'kth': kth.DATASET, 'human': human.DATASE
 
 
 def find_size(dataset, data_dir):
-    """Width and height of the converted videos of a dataset; 64 if there are none.
-
-    Parameters
-    ----------
-    dataset : str
-    data_dir : path, or None
-    """
+    """Width and height of the converted videos of a dataset; 64 without any, or a `data_dir`."""
     entry = DATASETS[dataset]
     found = entry.find_sizes(Path(data_dir)) if data_dir else {}
     usable = sorted(found.keys() & set(entry.sizes))
@@ -45,18 +39,9 @@ def load_test(config, data_dir, nt):
 
 
 def load_clip(config, data_dir, name, t_0, nt):
-    """Load a clip of a converted video, from any fold.
+    """Clip of a converted video of any fold, from frame t_0 on: uint8 (nt, H, W, C).
 
-    Parameters
-    ----------
-    name : str
-        Path below the folder of converted videos, as running/person01_running_d4 of KTH.
-    t_0, nt : int
-        First frame, from 0, and number of frames; for Human3.6M, every `subsampling`-th from t_0.
-
-    Returns
-    -------
-    np.ndarray of uint8 (nt, H, W, C)
+    Its name is a path below the folder of converted videos, as running/person01_running_d4 of KTH.
     """
     entry = DATASETS[config.dataset]
     if entry.videos is None:

@@ -82,18 +82,14 @@ class Clips:
     def __init__(self, videos, config, nt, subsampling=1):
         self.nx, self.nc, self.step = config.nx, config.nc, subsampling
         check_frames(videos, config)
-        self.videos = long_enough(videos, self.span(nt), '--seq_len, --seq_len_test')
-
-    def span(self, nt):
-        """Frames of the video that a clip of `nt` covers."""
-        return (nt - 1) * self.step + 1
+        self.videos = long_enough(videos, (nt - 1) * subsampling + 1, '--seq_len, --seq_len_test')
 
     def draw(self, rngs, nt):
         """Clips uint8 (nt, len(rngs), nx, nx, nc), one from each `np.random.RandomState`."""
         clips = np.empty((nt, len(rngs), self.nx, self.nx, self.nc), np.uint8)
         for b, rng in enumerate(rngs):
             video = self.videos[rng.randint(len(self.videos))]
-            start = rng.randint(len(video) - self.span(nt) + 1)
+            start = rng.randint(len(video) - (nt - 1) * self.step)
             clips[:, b] = video.clip(start, nt, self.step)[..., :self.nc]
         return clips
 

@@ -8,7 +8,7 @@ from files import reading
 import numpy as np
 
 from data.clips import Dataset, Sequences, fold_clips, found, shortest_set
-from data.video import find_videos, npz_header
+from data.video import find_videos
 
 CLASSES = ['boxing', 'handclapping', 'handwaving', 'jogging', 'running', 'walking']
 TRAIN_PERSONS, TEST_PERSONS = range(1, 21), range(21, 26)
@@ -40,12 +40,13 @@ def load_test(config, data_dir, nt):
                f'--seq_len {max(nt, 40)} --image_size {config.nx}')
     path = shortest_set(Path(data_dir), test_set_name('<frames>', config.nx), nt, command)
     with reading(path, 'is not a test set of KTH', f'make it again with: {command}'):
-        shape, dtype = npz_header(path, 'sequences')
+        with np.load(path, allow_pickle=False) as arrays:
+            sequences = arrays['sequences']
+        shape, dtype = sequences.shape, sequences.dtype
         if dtype != np.uint8 or len(shape) != 4 or shape[1] < nt or shape[2:] != (config.nx,) * 2:
             raise ValueError(f'sequences must be uint8 (N, {nt} or more, {config.nx}, '
                              f'{config.nx}), found {dtype} {shape}')
-        with np.load(path, allow_pickle=False) as arrays:
-            return Sequences(path, arrays['sequences'][:, :nt].swapaxes(0, 1))
+    return Sequences(path, sequences[:, :nt].swapaxes(0, 1))
 
 
 DATASET = Dataset((1,), load_folds, load_test, videos='processed_{nx}')

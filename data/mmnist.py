@@ -13,7 +13,6 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from data.clips import Dataset, Sequences, get_fold
-from data.video import npz_header
 
 SIZE = 28   # width and height of a digit
 EPS = 1e-8  # tolerance of positions on the border
@@ -25,7 +24,10 @@ def bounce(x, y, dx, dy, limit, max_speed, deterministic, rng):
     A stochastic bounce draws a new velocity, uniform in [-max_speed, max_speed]; a deterministic
     one reflects it. Returns position and velocity after the bounces.
     """
-    while x < -EPS or x > limit + EPS or y < -EPS or y > limit + EPS:
+    def inside(p):
+        return -EPS <= p <= limit + EPS
+
+    while not (inside(x) and inside(y)):
         left, right, upper, lower = x < -EPS, x > limit + EPS, y < -EPS, y > limit + EPS
         # Contact point (cx, cy) of this step with the border
         if dx == 0:
@@ -35,34 +37,22 @@ def bounce(x, y, dx, dy, limit, max_speed, deterministic, rng):
         else:
             a = dy / dx
             b = y - a * x
-            if left:
-                left = -EPS <= b <= limit + EPS
-                if left:
-                    cx, cy = 0, b
-            if right:
-                right = -EPS <= a * limit + b <= limit + EPS
-                if right:
-                    cx, cy = limit, a * limit + b
-            if upper:
-                upper = -EPS <= -b / a <= limit + EPS
-                if upper:
-                    cx, cy = -b / a, 0
-            if lower:
-                lower = -EPS <= (limit - b) / a <= limit + EPS
-                if lower:
-                    cx, cy = (limit - b) / a, limit
+            left, right = left and inside(b), right and inside(a * limit + b)
+            upper, lower = upper and inside(-b / a), lower and inside((limit - b) / a)
+            if left or right:
+                cx = 0 if left else limit
+                cy = a * cx + b
+            if upper or lower:
+                cy = 0 if upper else limit
+                cx = (cy - b) / a
         p = (x - cx) / dx if dx != 0 else (y - cy) / dy  # remaining fraction of the step
         if not deterministic:
             dx = rng.randint(-max_speed, max_speed + 1)
             dy = rng.randint(-max_speed, max_speed + 1)
-        if left:
-            dx = abs(dx)
-        if right:
-            dx = -abs(dx)
-        if upper:
-            dy = abs(dy)
-        if lower:
-            dy = -abs(dy)
+        if left or right:
+            dx = abs(dx) if left else -abs(dx)
+        if upper or lower:
+            dy = abs(dy) if upper else -abs(dy)
         x, y = cx + p * dx, cy + p * dy
     return x, y, dx, dy
 
@@ -78,8 +68,7 @@ def draw_trajectory(rng, nt, frame_size, max_speed, deterministic):
     dx, dy = rng.randint(-max_speed, max_speed + 1), rng.randint(-max_speed, max_speed + 1)
     latents = []
     for _ in range(nt):
-        if not (-EPS <= x <= limit + EPS and -EPS <= y <= limit + EPS):
-            x, y, dx, dy = bounce(x, y, dx, dy, limit, max_speed, deterministic, rng)
+        x, y, dx, dy = bounce(x, y, dx, dy, limit, max_speed, deterministic, rng)
         latents.append((round(x), round(y), dx, dy))
         x += dx
         y += dy
@@ -255,23 +244,22 @@ def load_test(config, data_dir, nt):
         raise UserError(f'the test set {path} does not exist; make it with: {command}')
     with reading(path, 'is not the test set of Moving MNIST that is needed',
                  f'make it again with: {command} --overwrite'):
-        shape, dtype = npz_header(path, 'sequences')
+        with np.load(path, allow_pickle=False) as arrays:
+            sequences, latents = arrays['sequences'], arrays.get('latents')
+        shape, dtype = sequences.shape, sequences.dtype
         if dtype != np.uint8 or len(shape) != 4 or shape[2:] != (config.nx,) * 2:
             raise ValueError(f'sequences must be uint8 (T, N, {config.nx}, {config.nx}), found '
                              f'{dtype} {shape}')
-        with np.load(path, allow_pickle=False) as arrays:
-            has_latents = 'latents' in arrays
-            fastest = abs(arrays['latents'][..., 2:]).max() if has_latents else 0
-            sequences = arrays['sequences'][:nt]
-        if not has_latents and shape[1] == nt != shape[0]:
+        if latents is None and shape[1] == nt != shape[0]:
             raise ValueError(f'sequences {shape} seem to have videos on their first axis, where '
                              'time is expected')
         if len(sequences) < nt:
             raise ValueError(f'its videos have {len(sequences)} frames, --nt_gen {nt} needs more')
+        fastest = 0 if latents is None else abs(latents[..., 2:]).max()
     if fastest > config.max_speed:
         print(f'note: {path} has digits of speed {fastest}, but the model was trained with '
               f'max_speed {config.max_speed}', file=sys.stderr)
-    return Sequences(path, sequences)
+    return Sequences(path, sequences[:nt])
 
 
 DATASET = Dataset((1,), load_folds, load_test, test_options=('digit_source',), options={

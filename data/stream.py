@@ -11,18 +11,10 @@ from utils import stream_rng
 
 
 class BatchStream(Dataset):
-    """Endless stream of videos drawn from a source, in batches of any composition.
+    """Endless stream, 'train' or 'val', of videos of `nt` frames, in batches of any composition.
 
-    Video i is drawn with the random numbers of item i of the stream, whatever its batch.
-
-    Parameters
-    ----------
-    source : object with `draw(rngs, nt)` -> uint8 (nt, len(rngs), H, W, C)
-        Draws one video with each `np.random.RandomState`.
-    seed : int
-    stream : {'train', 'val'}
-    nt : int
-        Frames per video.
+    Video i is drawn from the source (see `data.clips.Dataset`) with the random numbers of item i of
+    the stream, whatever its batch.
     """
 
     def __init__(self, source, seed, stream, nt):
@@ -38,19 +30,9 @@ def chunks(videos, size):
 
 
 def make_loader(stream, batches, n_workers, pin_memory=False, n_processes=1):
-    """Loader of batches of a `BatchStream`, as tensors, in order.
+    """Loader of the batches (iterable of ranges) of a `BatchStream`, as tensors, in order.
 
-    Parameters
-    ----------
-    stream : BatchStream
-    batches : iterable of ranges
-        Videos of each batch.
-    n_workers : int
-        Worker processes; at most one per core.
-    pin_memory : bool
-        As of `torch.utils.data.DataLoader`.
-    n_processes : int
-        Processes of the job on this machine, which share its cores.
+    The `n_processes` of the job on this machine share its cores; each core gets one worker at most.
     """
     # With its own generator, a loader does not advance the global one
     return DataLoader(stream, batch_size=None, sampler=batches, pin_memory=pin_memory,

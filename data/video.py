@@ -21,14 +21,7 @@ def npz_header(path, name):
 
 
 class Video:
-    """Frames of one video, read on demand: uint8 (T, H, W, C).
-
-    Attributes
-    ----------
-    path : Path
-    frame_shape : tuple
-        (H, W) or (H, W, C), as stored.
-    """
+    """Frames of one video, read on demand; their `frame_shape` is (H, W) or (H, W, C)."""
 
     def __len__(self):
         return self.n_frames
@@ -40,17 +33,10 @@ class Video:
 
 
 class ArrayVideo(Video):
-    """An array in a `.npy` file, mapped into memory for each clip.
+    """Frames (T, H, W) or (T, H, W, C) from byte `offset` of a `.npy` file on.
 
-    Processes share the page cache, and workers get no copy.
-
-    Parameters
-    ----------
-    path : Path
-    shape : tuple
-        (T, H, W) or (T, H, W, C).
-    offset : int
-        First byte of the frames in the file.
+    They are mapped into memory for each clip: processes share the page cache, and workers get no
+    copy.
     """
 
     def __init__(self, path, shape, offset):
