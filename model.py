@@ -130,7 +130,10 @@ class SRVP(nn.Module):
     # Inference
 
     def encode(self, x):
-        """Codes (T, B, nhx) and skips (T, B, C_i, H_i, W_i), deepest first, of (T, B, nc, H, W)."""
+        """Codes (T, B, nhx) of frames (T, B, nc, H, W), and their skip connections.
+
+        These are tensors (T, B, C_i, H_i, W_i), deepest first.
+        """
         T, B = x.shape[:2]
         hx, skips = self.encoder(x.flatten(0, 1))  # one call: batch statistics span T·B frames
         return hx.unflatten(0, (T, B)), [s.unflatten(0, (T, B)) for s in skips]

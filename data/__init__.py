@@ -7,7 +7,7 @@ from files import UserError
 
 from data import bair, folder, human, kth, mmnist
 from data.clips import FirstFrames, remake
-from data.video import find_video
+from data.video import find_video, video_names
 
 DATASETS = {'smmnist': mmnist.DATASET, 'kth': kth.DATASET, 'human': human.DATASET,
             'bair': bair.DATASET, 'folder': folder.DATASET}
@@ -50,9 +50,7 @@ def load_clip(config, data_dir, name, t_0, nt):
     path = root / name.removesuffix('.npy').removesuffix('.npz')
     video = find_video(path.parent, path.name)
     if video is None:
-        names = [p.with_suffix('').name for p in path.parent.glob('*')
-                 if p.is_dir() or p.suffix in ('.npy', '.npz')]
-        near = difflib.get_close_matches(path.name, names, 1, 0)
+        near = difflib.get_close_matches(path.name, video_names(path.parent), 1, 0)
         example = f', such as {Path(name).with_name(near[0])}' if near else ''
         raise UserError(f'{path} does not exist as .npy, .npz or folder of frames; '
                         f'give the path of a converted video below {root}{example}')
