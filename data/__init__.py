@@ -42,6 +42,7 @@ def load_clip(config, data_dir, name, t_0, nt):
     """Clip of a converted video of any fold, from frame t_0 on: uint8 (nt, H, W, C).
 
     Its name is a path below the folder of converted videos, as running/person01_running_d4 of KTH.
+    From Human3.6M, every `subsampling`-th frame is taken.
     """
     entry = DATASETS[config.dataset]
     if entry.videos is None:
