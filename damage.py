@@ -37,7 +37,6 @@ MODES = {'scale': lambda v, u, e, std: u * v,
 
 
 def damage_parser():
-    """Parser of `damage.py`."""
     parser = Parser('Predict one clip again and again while the weights of the model decay. NaNs '
                     'in predictions are shown, and scored, as black.')
     add_model_options(parser)
@@ -119,7 +118,6 @@ class Weights:
         self.hit = {name: set() for name in self.state}  # flat indices of damaged elements
 
     def restore(self):
-        """Undo all damage."""
         for name, value in self.state.items():
             value.copy_(self.intact[name])
             self.hit[name].clear()
@@ -246,7 +244,7 @@ def main(argv=None):
     panels = [np.tile(truth[args.nt_cond:], (n, 1, 1, 1)), np.tile(predictions[0], (n, 1, 1, 1)),
               np.concatenate(predictions)]
     headings = [frames.Heading(text) for text in ('truth', 'intact', 'damaged')]
-    captions = [(frames.PREDICTED, f't = {t}, {caption}')
+    captions = [frames.Heading(f't = {t}, {caption}', frames.PREDICTED)
                 for caption in captions for t in range(args.nt_cond, args.nt_gen)]
     frames.animated_tables(out_dir / 'prediction.mp4', [([panels], headings, [])], captions,
                            FRAME_RATE)

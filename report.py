@@ -12,7 +12,6 @@ OWN = {'metrics', 'n_euler_steps', 'seed', 'baseline', 'checkpoint_sha256', 'fvd
 
 
 def report_parser():
-    """Parser of `report.py`."""
     parser = Parser('Write a page of results that opens from disk in any browser: scores, curves '
                     'over time, and the videos. Several runs or methods stand side by side, also '
                     'in table.md. Damage (damage.py) is shown along a slider of iterations.')

@@ -46,7 +46,6 @@ VISUALS = {
 
 
 def visualize_parser():
-    """Parser of `visualize.py`, with a subparser for each WHAT."""
     parser = Parser('Draw what a trained model has learned. `python visualize.py WHAT --help` '
                     'lists the options of each.')
     verbs = parser.add_subparsers(title='WHAT', dest='what', metavar='WHAT', required=True)

@@ -1,12 +1,10 @@
 """Training steps of `train.py` against the plain formulation, what limits them, and clips."""
 
 import contextlib
-import csv
 import io
 import statistics
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 from torch.autograd import DeviceType
@@ -20,6 +18,7 @@ from data import load_train
 from data.stream import BatchStream
 from model import build_model, loss
 from tests import plain
+from training.log import read_log
 from utils import to_video
 
 ON_GPU = torch.cuda.is_available()
@@ -45,8 +44,7 @@ def train_py(preset, n_steps, folder, *options):
             '--lr_scheduling_n_iter', '0', '--log_interval', str(n_steps // 2), '--n_iter_test',
             '1', '--batch_size_test', '1', '--n_samples_test', '1', *digits,
             *ON_DEVICE, *options])
-        *_, last = csv.DictReader(Path(run, 'run', 'log.csv').read_text().splitlines())
-        return 1 / float(last['steps_per_s'])
+        return 1 / float(read_log(f'{run}/run')[0][-1]['steps_per_s'])
 
 
 def plain_step(preset):

@@ -67,7 +67,6 @@ def band(values, interval=False):
 
 
 def label(name):
-    """Label of a metric with its unit."""
     metric = METRICS[name]
     return f'{metric.label} ({metric.unit})' if metric.unit else metric.label
 

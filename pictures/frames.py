@@ -25,7 +25,7 @@ GIVEN, PREDICTED = (31, 119, 180), (214, 39, 40)
 
 
 class Heading(NamedTuple):
-    """Text above one or several columns of a table, or to the left of a row."""
+    """Text above one or several columns of a table, left of a row, or below a picture."""
     text: str
     colour: tuple = INK
     span: int = 1
@@ -77,13 +77,13 @@ def shortened(name, most=24):
 
 
 def moment(t, nt_cond, past=''):
-    """Colour and text of time t, such as 't = 5 (predicted)'.
+    """Heading of time t, such as 't = 5 (predicted)', in its colour.
 
     With a fraction `past` t, such as ' + 1/2', the last conditioning frame is over.
     """
     if t < nt_cond - bool(past):
-        return GIVEN, f't = {t}{past} (given)'
-    return PREDICTED, f't = {t}{past} (predicted)'
+        return Heading(f't = {t}{past} (given)', GIVEN)
+    return Heading(f't = {t}{past} (predicted)', PREDICTED)
 
 
 def filled(videos):
@@ -100,7 +100,6 @@ def spaced(nt_cond, T, most=COLUMNS):
 
 
 def write_picture(path, picture, **options):
-    """Write a Pillow image as PNG."""
     with replacing(path) as tmp:
         picture.save(tmp, 'PNG', **options)
 
@@ -110,8 +109,7 @@ def strip(path, videos, nt_cond):
     videos = filled(videos)
     times = spaced(nt_cond, len(next(iter(videos.values()))))
     cells = [[video[t] for t in times] for video in videos.values()]
-    headings = [Heading(text, colour) for colour, text in (moment(t, nt_cond) for t in times)]
-    write_picture(path, table(cells, headings, list(videos)))
+    write_picture(path, table(cells, [moment(t, nt_cond) for t in times], list(videos)))
 
 
 def animation(path, videos, nt_cond, fps=5, across=COLUMNS):
@@ -126,12 +124,12 @@ def animation(path, videos, nt_cond, fps=5, across=COLUMNS):
 def animated_tables(path, tables, captions, fps):
     """Draw tables of videos, one below the other, as GIF or MP4; see `table`.
 
-    The T captions are tuples (colour, text); the colour is that of the frames' borders too.
+    The T captions are of type Heading; their colour is that of the frames' borders too.
     """
     font = ImageFont.load_default(15)
 
     def draw(t):
-        colour, text = captions[t]
+        text, colour, _ = captions[t]
         pictures = []
         for cells, headings, names in tables:
             still = [[None if video is None else video[t] for video in row] for row in cells]

@@ -47,7 +47,6 @@ class Run(NamedTuple):
 
 
 def read_run(folder, name):
-    """Results in a folder."""
     record = read_json(folder / 'results.json')
     with reading(folder / 'results.npz', 'is not a file of scores', 'evaluate again'), \
             np.load(folder / 'results.npz', allow_pickle=False) as file:
@@ -141,8 +140,8 @@ def predictions(run):
 
 def read_videos(path):
     """Yield the videos of an `.npy` or `.npz` file, which may be larger than the memory."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(reading(path, 'is not a file of videos', 'evaluate again'))
+    with reading(path, 'is not a file of videos', 'evaluate again'), \
+            contextlib.ExitStack() as stack:
         if path.suffix == '.npy':
             file = stack.enter_context(open(path, 'rb'))
         else:

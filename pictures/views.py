@@ -113,7 +113,7 @@ def framerate(model, truth, index, names, paths, args):
     times = range(last, args.nt_gen - 1)[:FRAMERATE_ROWS]
     headings = [Heading('truth'), Heading('t'), *(Heading(f't + {k}/{n}') for k in range(1, n))]
     still = ([[truth[t], *smooth[t * n:t * n + n]] for t in times], headings,
-             [Heading(f't = {t}', frames.moment(t, args.nt_cond)[0]) for t in times])
+             [Heading(f't = {t}', frames.moment(t, args.nt_cond).colour) for t in times])
     captions = [frames.moment(t, args.nt_cond, f' + {k}/{n}' if k else '')
                 for t, k in zip(*divmod(ticks, n))]
     headings = list(map(Heading, ('truth', 'frames', f'frames and {n - 1} between')))
@@ -163,7 +163,7 @@ def interpolate(model, truth, index, names, paths, args):
     start, end = (truth[[0] * len(order), b] for b in (0, 1))
     moving = ([[start, *(video[order] for video in videos), end]],
               [left, *map(Heading, contents), right], [])
-    captions = [(frames.INK, steps[k]) for k in order]
+    captions = [Heading(steps[k]) for k in order]
     write_tables(paths, still, moving, captions, args)
 
 
@@ -217,8 +217,7 @@ def latent(model, truth, index, names, paths, args):
     flat, share = pca(y.flatten(0, 1).cpu().numpy())
     colours = [COLOURS[b % len(COLOURS)] for b in range(B)]
     plot = plane(flat.reshape(len(y), B, 2), times, share, colours, max(800, 200 * B))
-    headings = [Heading(text, colour)
-                for colour, text in (frames.moment(t, args.nt_cond) for t in times)]
+    headings = [frames.moment(t, args.nt_cond) for t in times]
     table = frames.table(list(x.swapaxes(0, 1)), headings, list(map(Heading, names, colours)))
     height = max(plot.height, table.height)
     picture = Image.new('RGB', (plot.width + table.width, height), frames.BACKGROUND)

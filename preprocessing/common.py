@@ -17,6 +17,7 @@ OPTIONS = {
     '--data_dir': dict(required=True, help='folder of the dataset'),
     '--overwrite': dict(action='store_true', help='replace what is there'),
     '--image_size': dict(type=positive_int, default=64, help='width and height of frames'),
+    '--seq_len': dict(type=positive_int, default=40, help='frames per clip'),
     '--size': dict(type=positive_int, default=1000, help='number of clips'),
     '--seed': dict(type=seed, default=42, help='seed of the draws')}
 # What ffmpeg reads, but holds no video itself: lists of other files, text, pictures

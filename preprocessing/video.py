@@ -1,7 +1,7 @@
 """Any video as input of a trained model, converted like the model's dataset."""
 
-import importlib
-import importlib.util
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -18,16 +18,12 @@ def read_video(path, config, t_0, nt, crop='centre', fps=None):
 
     If `preprocessing/<dataset>/convert.py` of the model's dataset has a function `read_any(path,
     size, n_frames, notes)`, it yields the frames; otherwise, they are converted like own videos,
-    with `crop` and `fps`, grey if `nc` is 1. Of Human3.6M, one in `subsampling` is taken.
-
-    Returns
-    -------
-    uint8 (T, nx, nx, nc), T ≤ nt, and the first error that the decoder survived, or ''
+    with `crop` and `fps`, grey if `nc` is 1. Of Human3.6M, one in `subsampling` is taken. Returns
+    uint8 (T, nx, nx, nc), T ≤ nt, and the first error that the decoder survived, or ''.
     """
     path, notes, step = Path(path), [], DATASETS[config.dataset].step(config)
     name, stop = f'preprocessing.{config.dataset}', (t_0 + nt - 1) * step + 1
-    has_folder = importlib.util.find_spec(name) is not None
-    converter = importlib.import_module(f'{name}.convert') if has_folder else None
+    converter = import_module(f'{name}.convert') if find_spec(name) else None
     if hasattr(converter, 'read_any'):
         frames = converter.read_any(path, config.nx, stop, notes)
     else:

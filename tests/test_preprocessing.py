@@ -115,7 +115,7 @@ def test_human_frames_are_those_of_ffmpeg_cropped_then_resized(pix_fmt, tmp_path
                           np.uint8).reshape(2, 1000, 1002, 3)
     expected = [np.asarray(Image.fromarray(frame).crop((100, 100, 900, 900)).resize(
         (64, 64), Image.Resampling.LANCZOS)) for frame in whole]
-    np.testing.assert_array_equal(read(human_convert.read, source, 64), expected)
+    np.testing.assert_array_equal(read(human_convert.read_any, source, 64, None), expected)
 
 
 def test_human_folder(human, tmp_path):
@@ -127,7 +127,7 @@ def test_human_folder(human, tmp_path):
     encode(tmp_path / 'small.mp4', pattern(1, 120, 160), codec='libx264')
     message = 'frames of 1000 x 1000 are expected, found 160 x 120'
     with pytest.raises(Unreadable, match=message):
-        read(human_convert.read, tmp_path / 'small.mp4', 64)
+        read(human_convert.read_any, tmp_path / 'small.mp4', 64, None)
 
 
 RECORDS = '''
@@ -262,7 +262,7 @@ def test_predict_takes_the_frames_of_the_conversion(human, tmp_path):
     def config(dataset, **more):
         return SimpleNamespace(**{'dataset': dataset, 'nx': 32, 'nc': 3, **more})
     source = human / 'S1' / 'Videos' / 'Directions.54138969.mp4'
-    expected = read(human_convert.read, source, 32)
+    expected = read(human_convert.read_any, source, 32, None)
     found, note = read_video(source, config('human', subsampling=3), 1, 5)
     np.testing.assert_array_equal(found, expected[3::3])
     assert not note

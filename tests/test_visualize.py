@@ -154,7 +154,7 @@ def test_framerate_decodes_the_states_between_frames(colour, tmp_path, drawn):
     assert_same([cell for row in cells for cell in row[1:]][1:], states[1:20])
     _, [([(still, frames, smooth)], *_)], captions, fps = drawn['animated_tables']
     assert len(still) == len(frames) == len(smooth) == len(captions) == 7 * 4 + 1 and fps == 10
-    assert captions[4][1] == 't = 1 (given)' and captions[18][1] == 't = 4 + 2/4 (predicted)'
+    assert captions[4].text == 't = 1 (given)' and captions[18].text == 't = 4 + 2/4 (predicted)'
     for found, expected in zip((still, frames, smooth), (truth[4], cells[2][1], cells[2][3])):
         np.testing.assert_array_equal(found[18], expected)
         np.testing.assert_array_equal(found[4], truth[1])
@@ -169,7 +169,7 @@ def test_swap_has_the_plain_prediction_on_its_diagonal(colour, tmp_path, drawn):
     _, [(cells, headings, names)], captions, _ = drawn['animated_tables']
     assert texts(headings) == ['content', 'motion of 2', 'motion of 1']
     assert names == ['truth', '2', '1'] and cells[0][0] is None
-    assert [text for _, text in captions[2:4]] == ['t = 2 (given)', 't = 3 (predicted)']
+    assert texts(captions[2:4]) == ['t = 2 (given)', 't = 3 (predicted)']
     np.testing.assert_array_equal(cells[0][1:], truth.swapaxes(0, 1))
     x = torch.cat([futures.given(0), futures[0]])
     y = torch.cat([futures.y_given, futures.y])[:, 0]
@@ -204,7 +204,7 @@ def test_interpolation_ends_at_the_decodings_of_both_videos(colour, tmp_path, dr
     assert_same(found[1, 3], as_frames(between)[0, 0])
     _, [([videos], *_)], captions, _ = drawn['animated_tables']
     values = ('0', '0.25', '0.5', '0.75', '1', '0.75', '0.5', '0.25')  # there and back
-    assert [text for _, text in captions] == [f'a = {a}' for a in values]
+    assert texts(captions) == [f'a = {a}' for a in values]
     order = [1 + round(4 * float(a)) for a in values]
     np.testing.assert_array_equal(videos[1:4], found[:, order])
 

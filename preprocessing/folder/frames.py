@@ -98,7 +98,6 @@ class Scaler:
 
 
 def filters_of(frame, aspect, form):
-    """Names and arguments of the filters."""
     n, H, W = form.size, frame.height, frame.width * aspect  # as shown
     if form.crop == 'centre':
         side = min(H, W)
@@ -197,7 +196,6 @@ def to_rgb(image):
 
 
 def fit(image, form):
-    """Frame of a picture."""
     place = ImageOps.fit if form.crop == 'centre' else ImageOps.pad
     image = place(image, (form.size, form.size), Image.Resampling.LANCZOS)
     return np.asarray(image.convert('L') if form.gray else image)

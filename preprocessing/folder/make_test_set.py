@@ -25,10 +25,9 @@ def draw_clips(lengths, n_clips, seq_len, seed):
 
 def get_parser():
     parser = dataset_parser('Draw clips of the converted test videos and write '
-                            'DIR/test_set_<seq_len>.json, which names them.', '--seed')
+                            'DIR/test_set_<seq_len>.json, which names them.', '--seed', '--seq_len')
     parser.add_argument('--clips', type=positive_int, default=5, metavar='N',
                         help='clips of each video')
-    parser.add_argument('--seq_len', type=positive_int, default=40, help='frames per clip')
     return parser
 
 

@@ -17,25 +17,19 @@ SUBJECTS = {'train': (1, 5, 6, 7, 8), 'test': (9, 11)}
 BOX = (100, 100, 900, 900)  # left, upper, right, lower, in frames of 1000 x 1000
 
 
-def read(source, size, notes):
-    """Frames of a video, cropped and resized: uint8 (size, size, 3)."""
-    for _, _, (frame, _) in decode(source, notes):
-        yield cut(Image.fromarray(frame.to_ndarray(format='rgb24')), size)
-
-
 def read_any(path, size, n_frames, notes):
-    """Frames of any video, or of a folder of pictures."""
+    """All frames of a video or a folder of pictures, cropped and resized: uint8 (size, size, 3)."""
     if path.is_dir():
-        return (cut(image, size) for *_, image in pictures(path))
-    return read(path, size, notes)
-
-
-def cut(image, size):
-    """Crop and resize a PIL.Image, in two steps as published: `resize(box=…)` differs."""
-    if min(image.size) < BOX[2]:
-        raise Unreadable('frames of 1000 x 1000 are expected, found '
-                         f'{image.width} x {image.height}')
-    return np.asarray(image.crop(BOX).resize((size, size), Image.Resampling.LANCZOS))
+        images = (image for *_, image in pictures(path))
+    else:
+        images = (Image.fromarray(frame.to_ndarray(format='rgb24'))
+                  for *_, (frame, _) in decode(path, notes))
+    for image in images:
+        if min(image.size) < BOX[2]:
+            raise Unreadable('frames of 1000 x 1000 are expected, found '
+                             f'{image.width} x {image.height}')
+        # In two steps as published: `resize(box=…)` differs
+        yield np.asarray(image.crop(BOX).resize((size, size), Image.Resampling.LANCZOS))
 
 
 def get_parser():
@@ -53,7 +47,7 @@ def main(argv=None):
         for subject in subjects:
             for source in find_files(folder / f'S{subject}' / 'Videos', '*.mp4', advice):
                 sources[folder / fold / f'S{subject}-{source.stem}.npy'] = source
-    return run_jobs(sources, lambda source, notes: read(source, args.image_size, notes),
+    return run_jobs(sources, lambda source, notes: read_any(source, args.image_size, None, notes),
                     args.overwrite)
 
 

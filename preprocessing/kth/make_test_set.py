@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run by path
 
-from files import UserError, positive_int, replacing, run_script
+from files import UserError, replacing, run_script
 
 import numpy as np
 
@@ -24,12 +24,10 @@ def draw_clips(lengths, size, seq_len, seed):
 
 
 def get_parser():
-    parser = dataset_parser(
+    return dataset_parser(
         'Draw clips of the test persons and write DIR/svg_test_set_<seq_len>.npz, or '
         'DIR/svg_test_set_<seq_len>_<image_size>.npz unless that is 64.',
-        '--image_size', '--size', '--seed')
-    parser.add_argument('--seq_len', type=positive_int, default=40, help='frames per clip')
-    return parser
+        '--image_size', '--size', '--seed', '--seq_len')
 
 
 def main(argv=None):
