@@ -4,6 +4,7 @@ Videos are uint8 (T, H, W, C), C = 1 or 3. By name, they are the truth and predi
 lack the conditioning frames.
 """
 
+import contextlib
 import itertools
 import subprocess
 from pathlib import Path
@@ -161,11 +162,9 @@ def write_video(path, frames, fps):
     with replacing(path) as tmp:
         with subprocess.Popen([*command, str(tmp)], stdin=subprocess.PIPE,
                               stderr=subprocess.PIPE) as ffmpeg:
-            try:
+            with contextlib.suppress(BrokenPipeError):  # ffmpeg has ended, and says why
                 for frame in itertools.chain([first], frames):
                     ffmpeg.stdin.write(frame.tobytes())
-            except BrokenPipeError:  # ffmpeg has ended, and says why
-                pass
             _, complaint = ffmpeg.communicate()
         if ffmpeg.returncode != 0:
             reason = complaint.decode(errors='replace').strip().splitlines()[-1:]
