@@ -140,15 +140,10 @@ def decode(path, notes):
 def run_jobs(sources, read, overwrite, unit='video', item='frame'):
     """Convert each source to one `.npy` unless that exists, and print a summary; exit code.
 
-    Parameters
-    ----------
-    sources : dict
-        Source (Path) by target (Path).
-    read : function (source, notes) -> iterable of np.ndarray
-        Yields frames, uint8 of one shape, and appends to the list `notes` what is wrong with them.
-        Any exception means that the source is unreadable, which makes the exit code 1.
-    unit, item : str
-        What a source is, and what it consists of, for messages.
+    `sources` are paths by target. `read(source, notes)` yields frames, uint8 arrays of one shape,
+    and appends to the list `notes` what is wrong with them; any exception means that the source is
+    unreadable, which makes the exit code 1. `unit` and `item` say in messages what a source is,
+    and what it consists of.
     """
     for folder in {target.parent for target in sources}:
         folder.mkdir(parents=True, exist_ok=True)
