@@ -42,6 +42,14 @@ def add_device_option(parser, several=False):
                         help=text)
 
 
+def add_length_options(parser, default='as trained'):
+    """Add `--nt_cond` and `--nt_gen`, as completed by `fill_from_config`."""
+    parser.add_argument('--nt_cond', type=positive_int,
+                        help=f'conditioning frames; default: {default}')
+    parser.add_argument('--nt_gen', type=positive_int,
+                        help=f'frames, conditioning frames included; default: {default}')
+
+
 def add_i3d_option(parser):
     """Add `--i3d_path`, the weights of the network of the Fréchet video distance."""
     parser.add_argument('--i3d_path',

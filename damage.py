@@ -13,8 +13,8 @@ from files import (Parser, UserError, count, nonnegative_int, positive_int, prog
 import numpy as np
 import torch
 
-from args import (add_dataset_options, add_device_option, add_model_options, fill_from_config,
-                  load_config)
+from args import (add_dataset_options, add_device_option, add_length_options, add_model_options,
+                  fill_from_config, load_config)
 from data import load_clip, load_test
 from evaluation.futures import Futures, draw_noise, quantise
 from metrics import METRICS
@@ -54,10 +54,7 @@ def damage_parser():
     option = parser.add_argument
     option('--t_0', type=nonnegative_int, metavar='N', help='first frame of --video; default: 0')
     add_dataset_options(parser)
-    option('--nt_cond', type=positive_int,
-           help='conditioning frames; default: as in --experiment, or as trained')
-    option('--nt_gen', type=positive_int,
-           help='all frames; default: as in --experiment, or as trained (seq_len_test)')
+    add_length_options(parser, 'as in --experiment, or as trained')
     option('--n_euler_steps', type=positive_int,
            help='Euler steps per predicted frame; default: as trained')
     option('--n_iterations', type=positive_int, default=100,

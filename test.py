@@ -11,15 +11,15 @@ from files import (Parser, UserError, count, nonnegative_int, positive_int, prog
 import numpy as np
 import torch
 
-from args import (FLAG, add_dataset_options, add_device_option, add_i3d_option, add_model_options,
+from args import (FLAG, add_dataset_options, add_device_option, add_model_options,
                   fill_from_config, load_config)
 from data.stream import chunks
 from distributed import StopSignal, join
 from evaluation.futures import Chunk, Futures, draw_noise, quantise, score_futures
 from evaluation.results import (FinishedBatches, check_earlier, draw_pictures, write_results,
                                 write_samples)
-from evaluation.scoring import (get_protocol, load_test_set, note_differences, score_lines,
-                                summarise, summary)
+from evaluation.scoring import (add_score_options, get_protocol, load_test_set, note_differences,
+                                score_lines, summarise, summary)
 from metrics import METRICS, build_metrics
 from model import build_model
 from utils import describe, half_dtype, load_model, release_memory, to_video
@@ -40,15 +40,8 @@ def get_parser():
     g = parser.add_argument_group('Sampling')
     g.add_argument('--n_samples', type=positive_int, default=100,
                    help='predictions per video, of which the best counts')
-    g.add_argument('--n_videos', type=positive_int,
-                   help='evaluate only the first videos of the test set')
-    g.add_argument('--nt_cond', type=positive_int, help='conditioning frames; default: as trained')
-    g.add_argument('--nt_gen', type=positive_int,
-                   help='frames, conditioning frames included; default: as trained (seq_len_test)')
     g.add_argument('--n_euler_steps', type=positive_int,
                    help='Euler steps per predicted frame; default: as trained')
-    g.add_argument('--batch_size', type=positive_int, default=16,
-                   help='videos at a time; does not change the scores')
     g.add_argument('--chunk', type=positive_int,
                    help='frames decoded at a time, at least one per video of a batch; default: '
                         'chosen from the free memory, and halved when out of memory')
@@ -57,24 +50,15 @@ def get_parser():
     g.add_argument('--test_seed', '--seed', type=seed, default=1,
                    help='seed of all samples, and of the weights of --baseline untrained')
     g = parser.add_argument_group('Scores')
-    g.add_argument('--metrics', nargs='+', choices=list(METRICS), default=list(METRICS),
-                   help='scores to compute; pictures show the best samples by the first one')
-    g.add_argument('--lpips_dir',
-                   help="folder with torchvision's AlexNet, all of it or its features only; "
-                        "default: torchvision's cache, or a download")
-    g.add_argument('--fvd', action='store_true',
-                   help='also compute the Fréchet video distance, of the first random sample')
+    add_score_options(g)
     g.add_argument('--fvd_samples', type=positive_int, default=1,
                    help='report the mean distance over this many random samples, and its 95%% '
                         'interval; published ones are over 5')
-    add_i3d_option(g)
     g = parser.add_argument_group('Output')
     g.add_argument('--out_dir',
                    help='folder of the results; default: --xp_dir, or its subfolder '
                         'baseline_<name> with --baseline. An interrupted evaluation continues '
                         'there; results of another protocol need --overwrite')
-    g.add_argument('--overwrite', action='store_true',
-                   help='replace earlier results in --out_dir whatever their protocol')
     g.add_argument('--n_pictures', type=nonnegative_int, default=5,
                    help='videos drawn as a strip (PNG) and an animation (GIF)')
     g.add_argument('--report', action=FLAG, default=True,

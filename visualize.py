@@ -11,8 +11,8 @@ from typing import NamedTuple
 from files import (Parser, UserError, count, nonnegative_int, number, positive_float, positive_int,
                    run_script, seed)
 
-from args import (add_dataset_options, add_device_option, add_model_options, fill_from_config,
-                  load_config)
+from args import (add_dataset_options, add_device_option, add_length_options, add_model_options,
+                  fill_from_config, load_config)
 from data import load_test
 from pictures import charts, views
 from pictures.frames import shortened
@@ -70,10 +70,7 @@ def visualize_parser():
                            nargs=2 if what == 'interpolate' else '+', default=visual.index,
                            help=f'videos of the test set, from 0{alone}')
         add_model_options(p)
-        p.add_argument('--nt_cond', type=positive_int, metavar='T',
-                       help='conditioning frames; default: as trained')
-        p.add_argument('--nt_gen', type=positive_int, metavar='T',
-                       help='all frames; default: as trained (seq_len_test)')
+        add_length_options(p)
         p.add_argument('--n_samples', type=positive_int, metavar='N',
                        default=5 if what == 'predict' else 100,
                        help='futures; the same seed, number and --nt_gen give those of test.py')

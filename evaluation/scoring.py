@@ -4,13 +4,33 @@ import hashlib
 import math
 import sys
 
-from files import UserError
+from files import UserError, positive_int
 
 import numpy as np
 
-from args import find_published, has_published_videos, published_scores
+from args import (add_i3d_option, add_length_options, find_published, has_published_videos,
+                  published_scores)
 from data import DATASETS, load_test
 from metrics import LABELS, METRICS
+
+
+def add_score_options(parser, lengths='as trained'):
+    """Add the options of scores, which `test.py` and `python -m metrics` share."""
+    parser.add_argument('--n_videos', type=positive_int,
+                        help='score only the first videos of the test set')
+    add_length_options(parser, lengths)
+    parser.add_argument('--batch_size', type=positive_int, default=16,
+                        help='videos at a time; does not change the scores')
+    parser.add_argument('--metrics', nargs='+', choices=list(METRICS), default=list(METRICS),
+                        help='scores to compute; pictures show the best samples by the first one')
+    parser.add_argument('--lpips_dir',
+                        help="folder with torchvision's AlexNet, all of it or its features only; "
+                             "default: torchvision's cache, or a download")
+    parser.add_argument('--fvd', action='store_true',
+                        help='also compute the Fréchet video distance, of random samples')
+    add_i3d_option(parser)
+    parser.add_argument('--overwrite', action='store_true',
+                        help='replace earlier results in --out_dir whatever their protocol')
 
 
 def load_test_set(args, config):

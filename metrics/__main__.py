@@ -11,14 +11,13 @@ from files import Parser, UserError, positive_int, progress_bar, run_script
 import numpy as np
 import torch
 
-from args import (PUBLISHED, add_device_option, add_i3d_option, fill_from_config, load_config,
-                  preset_config)
+from args import PUBLISHED, add_device_option, fill_from_config, load_config, preset_config
 from data.stream import chunks
 from evaluation.futures import score_futures
 from evaluation.results import check_earlier, write_results
-from evaluation.scoring import (get_protocol, load_test_set, note_differences, score_lines,
-                                summarise, summary)
-from metrics import METRICS, build_metrics, fvd
+from evaluation.scoring import (add_score_options, get_protocol, load_test_set, note_differences,
+                                score_lines, summarise, summary)
+from metrics import build_metrics, fvd
 from utils import describe, get_device, to_video
 
 
@@ -39,23 +38,8 @@ def get_parser():
     parser.add_argument('--data_dir', required=True, help='folder of the dataset')
     parser.add_argument('--nx', type=positive_int,
                         help='width and height of frames; default: as in --xp_dir, or 64')
-    parser.add_argument('--nt_cond', type=positive_int,
-                        help='conditioning frames; default: as published, or as trained')
-    parser.add_argument('--nt_gen', type=positive_int,
-                        help='frames, conditioning frames included; default: likewise')
-    parser.add_argument('--metrics', nargs='+', choices=list(METRICS), default=list(METRICS),
-                        help='scores to compute')
-    parser.add_argument('--lpips_dir', help="folder with torchvision's AlexNet, as for test.py")
-    parser.add_argument('--n_videos', type=positive_int,
-                        help='score only the first ones; files may hold just these')
-    parser.add_argument('--batch_size', type=positive_int, default=16,
-                        help='videos at a time; does not change the scores')
-    parser.add_argument('--fvd', action='store_true',
-                        help='also compute the Fréchet video distance, the mean over FILEs')
-    add_i3d_option(parser)
+    add_score_options(parser, lengths='as published, or as trained')
     parser.add_argument('--out_dir', help='folder for results.json, results.npz and curves.png')
-    parser.add_argument('--overwrite', action='store_true',
-                        help='replace earlier results in --out_dir whatever their protocol')
     add_device_option(parser)
     return parser
 
