@@ -14,6 +14,7 @@ import train
 from args import (CONFIGS, FREE_ON_RESUME, PUBLISHED, config_dict, find_published, load_config,
                   parse_train, preset_config, published_scores)
 from conftest import ROOT, TINY
+from evaluation.scoring import note_differences
 from data import DATASETS
 from preprocessing.mmnist import make_test_set
 from utils import get_device
@@ -232,6 +233,18 @@ def test_lengths_and_scores_of_published_evaluations():
     assert published_scores(kth)['psnr'] == '29.69 ± 0.32'
     assert published_scores({**kth, 'fvd': {'note': None}}) == published_scores(kth)
     assert 'fvd' not in published_scores({**kth, 'fvd': {'note': 'other weights'}})
+
+
+def test_another_test_set_under_the_published_name_has_no_published_scores(capsys):
+    """Compared by the first video, which is known of both sets of Moving MNIST."""
+    published = PUBLISHED['smmnist']['first_video_sha256']
+    protocol = {**protocol_of('smmnist', 20), 'test_set': 'smmnist_test_2digits_64.npz'}
+    for digest, is_published in ((published, True), ('0' * 64, False)):
+        protocol['first_video_sha256'] = digest
+        assert bool(published_scores(protocol)) is is_published
+        note_differences(protocol)
+        note = 'smmnist_test_2digits_64.npz is not the published test set: its first video is'
+        assert (note in capsys.readouterr().err) is not is_published
 
 
 # Scripts

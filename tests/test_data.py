@@ -187,6 +187,9 @@ def test_test_set_of_moving_mnist(data_dir, run_dir, tmp_path, capsys):
     note = 'note: .* has digits of speed 4, but the model was trained with max_speed 3\n'
     assert re.fullmatch(note, capsys.readouterr().err)
     path = tmp_path / 'smmnist5k_test_2digits_64.npz'
+    np.savez(path, sequences=np.zeros((12, 6, 64, 64), np.uint8))  # 12 videos of 6 frames
+    with pytest.raises(UserError, match='seem to have videos on their first axis'):
+        load_test(config, tmp_path, 6)
     for arrays in ({'sequences': np.array([{}], object)}, {'other': np.zeros(3)},
                    {'sequences': np.zeros((6, 2, 32, 32), np.uint8)}, b'PK\x03\x04 cut'):
         path.write_bytes(arrays) if isinstance(arrays, bytes) else np.savez(path, **arrays)
