@@ -24,10 +24,7 @@ def bounce(x, y, dx, dy, limit, max_speed, deterministic, rng):
     A stochastic bounce draws a new velocity, uniform in [-max_speed, max_speed]; a deterministic
     one reflects it. Returns position and velocity after the bounces.
     """
-    def inside(p):
-        return -EPS <= p <= limit + EPS
-
-    while not (inside(x) and inside(y)):
+    while x < -EPS or x > limit + EPS or y < -EPS or y > limit + EPS:
         left, right, upper, lower = x < -EPS, x > limit + EPS, y < -EPS, y > limit + EPS
         # Contact point (cx, cy) of this step with the border
         if dx == 0:
@@ -37,22 +34,34 @@ def bounce(x, y, dx, dy, limit, max_speed, deterministic, rng):
         else:
             a = dy / dx
             b = y - a * x
-            left, right = left and inside(b), right and inside(a * limit + b)
-            upper, lower = upper and inside(-b / a), lower and inside((limit - b) / a)
-            if left or right:
-                cx = 0 if left else limit
-                cy = a * cx + b
-            if upper or lower:
-                cy = 0 if upper else limit
-                cx = (cy - b) / a
+            if left:
+                left = -EPS <= b <= limit + EPS
+                if left:
+                    cx, cy = 0, b
+            if right:
+                right = -EPS <= a * limit + b <= limit + EPS
+                if right:
+                    cx, cy = limit, a * limit + b
+            if upper:
+                upper = -EPS <= -b / a <= limit + EPS
+                if upper:
+                    cx, cy = -b / a, 0
+            if lower:
+                lower = -EPS <= (limit - b) / a <= limit + EPS
+                if lower:
+                    cx, cy = (limit - b) / a, limit
         p = (x - cx) / dx if dx != 0 else (y - cy) / dy  # remaining fraction of the step
         if not deterministic:
             dx = rng.randint(-max_speed, max_speed + 1)
             dy = rng.randint(-max_speed, max_speed + 1)
-        if left or right:
-            dx = abs(dx) if left else -abs(dx)
-        if upper or lower:
-            dy = abs(dy) if upper else -abs(dy)
+        if left:
+            dx = abs(dx)
+        if right:
+            dx = -abs(dx)
+        if upper:
+            dy = abs(dy)
+        if lower:
+            dy = -abs(dy)
         x, y = cx + p * dx, cy + p * dy
     return x, y, dx, dy
 
@@ -68,7 +77,8 @@ def draw_trajectory(rng, nt, frame_size, max_speed, deterministic):
     dx, dy = rng.randint(-max_speed, max_speed + 1), rng.randint(-max_speed, max_speed + 1)
     latents = []
     for _ in range(nt):
-        x, y, dx, dy = bounce(x, y, dx, dy, limit, max_speed, deterministic, rng)
+        if not (-EPS <= x <= limit + EPS and -EPS <= y <= limit + EPS):
+            x, y, dx, dy = bounce(x, y, dx, dy, limit, max_speed, deterministic, rng)
         latents.append((round(x), round(y), dx, dy))
         x += dx
         y += dy
