@@ -15,7 +15,7 @@ import torch
 
 from args import (add_dataset_options, add_device_option, add_length_options, add_model_options,
                   fill_from_config, load_config)
-from data import load_clip, load_test
+from data import load_clip, load_videos
 from evaluation.futures import Futures, draw_noise, quantise
 from metrics import METRICS
 from pictures import charts, frames
@@ -180,11 +180,8 @@ def main(argv=None):
         args.t_0 = args.t_0 or 0
         clip = load_clip(config, args.data_dir, args.video, args.t_0, args.nt_gen)[:, None]
     else:
-        testset, args.index = load_test(config, args.data_dir, args.nt_gen), args.index or 0
-        if args.index >= len(testset):
-            raise UserError(f'--index {args.index}: the test set has '
-                            f'{count(len(testset), "video")}, numbered from 0')
-        clip = testset.videos([args.index])
+        args.index = args.index or 0
+        clip, _ = load_videos(config, args.data_dir, [args.index], args.nt_gen)
     device, path = get_device(args.device), Path(args.xp_dir, args.model_name)
     model = load_model(config, path, device)
     digest = sha256(path)  # now: later, the file may have been replaced

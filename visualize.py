@@ -13,7 +13,7 @@ from files import (Parser, UserError, count, nonnegative_int, number, positive_f
 
 from args import (add_dataset_options, add_device_option, add_length_options, add_model_options,
                   fill_from_config, load_config)
-from data import load_test
+from data import load_videos
 from pictures import charts, views
 from pictures.frames import shortened
 from training.log import read_log
@@ -141,11 +141,8 @@ def get_videos(args, config):
         if note:
             print(f'note: {args.video} is damaged, but was read ({note})')
         return video[:, None], [0], [Path(args.video).resolve().name]
-    testset = load_test(config, args.data_dir, args.nt_gen)
-    if max(args.index) >= len(testset):
-        raise UserError(f'--index {max(args.index)}: the test set has '
-                        f'{count(len(testset), "video")}, numbered from 0')
-    return testset.videos(args.index), args.index, [testset.name(i) for i in args.index]
+    videos, names = load_videos(config, args.data_dir, args.index, args.nt_gen)
+    return videos, args.index, names
 
 
 def main(argv=None):

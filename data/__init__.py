@@ -3,7 +3,7 @@
 import difflib
 from pathlib import Path
 
-from files import UserError
+from files import UserError, count
 
 from data import bair, folder, human, kth, mmnist
 from data.clips import FirstFrames, remake
@@ -36,6 +36,15 @@ def load_train(config):
 def load_test(config, data_dir, nt):
     """Test set of a dataset, cut to `nt` frames (see `data.clips.Dataset`)."""
     return DATASETS[config.dataset].load_test(config, data_dir, nt)
+
+
+def load_videos(config, data_dir, index, nt):
+    """Videos `index` of the test set, uint8 (nt, len(index), H, W, C), and their names."""
+    testset = load_test(config, data_dir, nt)
+    if max(index) >= len(testset):
+        raise UserError(f'--index {max(index)}: the test set has '
+                        f'{count(len(testset), "video")}, numbered from 0')
+    return testset.videos(index), [testset.name(i) for i in index]
 
 
 def load_clip(config, data_dir, name, t_0, nt):
