@@ -32,6 +32,8 @@ class Visual(NamedTuple):
 VISUALS = {
     'samples': Visual(views.samples, 'futures of a video, with their mean and standard deviation',
                       (0,), ('.png', '.gif')),
+    'futures': Visual(views.futures, 'truth, best and random futures of several videos',
+                      (0, 1, 2), ('.png', '.gif')),
     'framerate': Visual(views.framerate, 'frames between frames, from the states at Euler steps',
                         (0,), ('.gif',)),
     'swap': Visual(views.swap, 'content of each video with the motion of each other one',
@@ -74,7 +76,7 @@ def visualize_parser():
         p.add_argument('--n_samples', type=positive_int, metavar='N',
                        default=5 if what == 'predict' else 100,
                        help='futures; the same seed, number and --nt_gen give those of test.py')
-        if what not in ('samples', 'predict'):
+        if what not in ('samples', 'futures', 'predict'):
             p.add_argument('--sample', type=positive_int, default=1, metavar='K',
                            help='which of them to show, from 1')
         if what == 'framerate':

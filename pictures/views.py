@@ -88,6 +88,22 @@ def samples(model, truth, index, names, paths, args):
     write_rows(paths, {'truth': truth[:, 0], **rows}, args, across=4)
 
 
+def futures(model, truth, index, names, paths, args):
+    """Videos in rows: the truth, the best future (by PSNR) and random ones; still, the end."""
+    bar = progress_bar(get_futures(model, truth, index, args), 'predicting', unit='sample')
+    target = to_video(torch.from_numpy(truth[args.nt_cond:]), args.device)
+    _, found = score_futures(bar, target, {'psnr': PSNR()}, N_RANDOM, keep=lambda x: x)
+    found = {name.replace('_', ' '): to_frames(x) for name, x in found.items()}
+    shown = frames.filled({'truth': truth, 'best': found['psnr best'],
+                           **{name: x for name, x in found.items() if name.startswith('random')}})
+    cells = [[x[:, b] for x in shown.values()] for b in range(len(index))]
+    ends = [[truth[args.nt_cond - 1, b], *(x[-1] for x in row)] for b, row in enumerate(cells)]
+    headings = list(map(Heading, shown))
+    still = ends, [Heading('last given', frames.GIVEN), *headings], names
+    captions = [frames.moment(t, args.nt_cond) for t in range(args.nt_gen)]
+    write_tables(paths, still, (cells, headings, []), captions, args)
+
+
 def predict(model, truth, index, names, paths, args):
     """Futures of any video; what it lacks of `--nt_gen` frames is white."""
     bar = progress_bar(get_futures(model, truth, index, args), 'predicting', unit='sample')

@@ -135,6 +135,28 @@ def test_several_videos_have_files_each(grey, data_dir, tmp_path, capsys):
     np.testing.assert_array_equal(read_rgb(tmp_path / 'one.PNG'), read_rgb(out / 'samples_3.png'))
 
 
+def test_futures_of_several_videos(colour, tmp_path, drawn):
+    xp_dir, data_dir = colour
+    draw('futures', xp_dir, '--data_dir', data_dir, '--index', 2, 0, '--n_samples', 4,
+         '--nt_gen', 8, '--out', tmp_path / 'a.png', tmp_path / 'a.gif')
+    _, truth, futures = plain(xp_dir, data_dir, [2, 0], 4, 8)
+    x = torch.stack(list(futures))  # (S, nt, B, C, H, W)
+    score = psnr(x, to_video(torch.from_numpy(truth[3:]), 'cpu').expand_as(x)).mean((1, 3))
+    best = score.argmax(0).tolist()  # of each video
+    cells, headings, names = drawn['table'][:3]
+    assert texts(headings) == ['last given', 'truth', 'best', 'random 1', 'random 2', 'random 3']
+    assert texts(names) == ['2', '0'] and score.max() > score.min()
+    moving, columns, _ = drawn['animated_tables'][1][0]
+    assert texts(columns) == texts(headings)[1:]
+    for b in range(2):
+        expected = [x[s, :, b] for s in (best[b], 0, 1, 2)]
+        np.testing.assert_array_equal(cells[b][:2], truth[[2, 7], b])
+        assert_same(np.stack(cells[b][2:]), as_frames(torch.stack([v[-1] for v in expected])))
+        for video, future in zip(moving[b][1:], expected):
+            np.testing.assert_array_equal(video[:3], truth[:3, b])
+            assert_same(video[3:], as_frames(future))
+
+
 def test_framerate_decodes_the_states_between_frames(colour, tmp_path, drawn):
     xp_dir, data_dir = colour
     draw('framerate', xp_dir, '--data_dir', data_dir, '--index', 1, '--n_euler_steps', 4,
