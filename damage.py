@@ -221,8 +221,9 @@ def main(argv=None):
                          **{name: metric(future, target).mean().item()
                             for name, (metric, target) in targets.items()},
                          'weight_change': weights.change()})
+            bar.set_postfix(run=run + 1, damaged=n_hit, psnr=f'{rows[-1]["psnr"]:.2f}',
+                            refresh=False)
             bar.update()
-            bar.set_postfix(run=run + 1, damaged=n_hit, psnr=f'{rows[-1]["psnr"]:.2f}')
             if run > 0:
                 continue
             predictions.append(quantise(future)[:, 0].permute(0, 2, 3, 1).cpu().numpy())

@@ -180,7 +180,8 @@ def run_jobs(sources, read, overwrite, unit='video', item='frame'):
             running = [pool.submit(convert, target) for target in waiting]
             for future in as_completed(running):
                 results.append(future.result())
-                bar.set_postfix_str(f'{len(results)} of {count(len(waiting), unit)}')
+                done = f'{len(results)} of {count(len(waiting), unit)}'
+                bar.set_postfix_str(done, refresh=False)
         except BaseException:  # such as a full disk, or Ctrl-C
             stopped.set()
             pool.shutdown(cancel_futures=True)
