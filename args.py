@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from files import (Parser, UserError, device, nonnegative_float, nonnegative_int, positive_float,
-                   positive_int, read_json, seed)
+                   positive_int, read_json)
 
 import configargparse
 import yaml
@@ -70,7 +70,7 @@ def add_dataset_options(parser):
 
 # (default, arguments of add_argument, help); None: no default, for `required` ones on purpose
 RUN = {
-    'seed': (None, dict(type=seed), 'random seed; default: drawn at random, and saved'),
+    'seed': (None, dict(type=nonnegative_int), 'random seed; default: drawn at random, and saved'),
     'n_workers': (4, dict(type=nonnegative_int), 'processes that load data; 0: the main process'),
     'torch_amp': (False, dict(action=FLAG), 'half precision; the loss stays in float32'),
     'amp_dtype': ('auto', dict(choices=['auto', 'float16', 'bfloat16']),
@@ -291,8 +291,6 @@ def load_config(xp_dir):
     """
     path = Path(xp_dir) / 'config.json'
     found = read_json(path)
-    if isinstance(found.get('digits'), str):  # an earlier name
-        found['digit_source'] = found.pop('digits')
     own = {name for entry in DATASETS.values() for name in entry.options}
     model = {name: found[name] for name in found.keys() & (OPTIONS.keys() | own)}
     try:  # as the content of a --config file, which is converted and checked like arguments
@@ -359,6 +357,5 @@ def published_scores(protocol):
     if (paper is None or (paper['nt_cond'], paper['nt_gen'] - paper['nt_cond']) != lengths
             or not has_published_videos(paper, protocol)):
         return {}
-    other_weights = protocol.get('fvd', {}).get('note')
     return {name: text for name, text in paper['scores'].items()
-            if name != 'fvd' or not other_weights}
+            if name != 'fvd' or not protocol.get('fvd_note')}  # of other weights

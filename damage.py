@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from files import (Parser, UserError, count, nonnegative_int, positive_int, progress_bar, replacing,
-                   run_script, seed, sha256, write_json)
+                   run_script, sha256, write_json)
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ def damage_parser():
            help='experiments, with seeds --seed, --seed + 1, …: curves show mean and deviation')
     option('--fresh_noise', action='store_true',
            help='new noise for each prediction; otherwise, only the damage changes')
-    option('--seed', type=seed, default=1, help='seed of damage and noise')
+    option('--seed', type=nonnegative_int, default=1, help='seed of damage and noise')
     add_device_option(parser)
     option('--out_dir', type=Path, help='folder of the results; default: damage in --xp_dir')
     option('--overwrite', action='store_true', help='replace earlier results in --out_dir')
@@ -241,8 +241,8 @@ def main(argv=None):
     headings = [frames.Heading(text) for text in ('truth', 'intact', 'damaged')]
     captions = [frames.Heading(f't = {t}, {caption}', frames.PREDICTED)
                 for caption in captions for t in range(args.nt_cond, args.nt_gen)]
-    frames.animated_tables(out_dir / 'prediction.mp4', [([panels], headings, [])], captions,
-                           FRAME_RATE)
+    frames.draw_tables([out_dir / 'prediction.mp4'], None, [([panels], headings, [])], captions,
+                       FRAME_RATE)
     pictures = (video_frame(network_dir / f'{i:05d}.png') for i in range(n))
     frames.write_video(out_dir / 'network.mp4', pictures, NETWORK_RATE)
     draw_curves(out_dir / 'damage.png', rows, args.n_runs)

@@ -173,10 +173,6 @@ class SyncBatchNorm(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
-def with_stride(tensor, stride):
-    return tensor.as_strided(tensor.shape, stride)
-
-
 def distribute(model):
     """Model with gradients averaged, and batch statistics computed, over all processes."""
     for m in model.modules():
@@ -185,7 +181,7 @@ def distribute(model):
     for p in model.parameters():
         # The stride of an axis of length 1 is arbitrary; DDP warns unless the gradient has p's
         if p.ndim == 4 and p.shape[1] == 1:
-            p.register_hook(functools.partial(with_stride, stride=p.stride()))
+            p.register_hook(functools.partial(torch.as_strided, size=p.shape, stride=p.stride()))
     for b in model.buffers():  # of --weights; DDP copies parameters only
         dist.broadcast(b, 0)
     return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False,

@@ -4,12 +4,10 @@ from pathlib import Path
 
 from files import Parser, UserError, read_json, replacing, run_script, write_json
 
-from args import add_model_options, load_config
+from args import FREE_ON_RESUME, add_model_options, load_config
 from utils import load_model, save
 
-# Options of the run and its machine, not of the model
-LEFT_OUT = {'data_dir', 'save_path', 'weights', 'device', 'n_workers', 'accumulate', 'compile',
-            'amp_dtype', 'val_interval', 'chkpt_interval', 'state_interval', 'log_interval'}
+LEFT_OUT = FREE_ON_RESUME | {'weights'}  # options of the run and its machine, not of the model
 
 
 def get_parser():

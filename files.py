@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -81,18 +82,12 @@ def count(n, noun, plural=None):
 
 # Progress
 
-class Lines:
+class Lines(io.TextIOBase):
     """stderr for a progress bar outside a terminal: prints each state on a line of its own."""
 
     def write(self, text):
         if text := text.strip('\r\n '):
             sys.stderr.write(f'{text}\n')
-
-    def flush(self):
-        sys.stderr.flush()
-
-    def isatty(self):  # with disable=None, tqdm shows a bar on terminals only
-        return False
 
 
 def progress_bar(*args, **kwargs):
@@ -226,14 +221,6 @@ positive_int = number(int, 1)
 nonnegative_int = number(int, 0)
 positive_float = number(float, 0, exclusive=True)
 nonnegative_float = number(float, 0)
-
-
-def seed(text):
-    """Argument type: a seed of 32 bits."""
-    value = nonnegative_int(text)
-    if value >= 2 ** 32:
-        raise argparse.ArgumentTypeError(f'expected less than 2^32, found {text}')
-    return value
 
 
 def device(text):

@@ -7,8 +7,8 @@ from files import Parser, UserError, nonnegative_int, run_script
 from pictures import charts, page
 
 # What methods may differ in
-OWN = {'metrics', 'n_euler_steps', 'seed', 'baseline', 'checkpoint_sha256', 'fvd samples',
-       'fvd note'}
+OWN = {'metrics', 'n_euler_steps', 'seed', 'baseline', 'checkpoint_sha256', 'fvd_samples',
+       'fvd_note'}
 
 
 def report_parser():
@@ -35,7 +35,7 @@ def check_comparable(runs):
     """Raise a UserError unless scores were computed in the same way, on the same test set."""
     known = {}  # value and folder by name
     for run in runs:
-        for key, value in page.flat(run.protocol).items():
+        for key, value in run.protocol.items():
             if key in OWN or value is None or (key, value) == ('samples', 1):
                 continue  # a method with a single future is scored by that
             before, where = known.setdefault(key, (value, run.folder))

@@ -6,7 +6,7 @@ Several processes share the videos: `torchrun --nproc_per_node=2 test.py … --d
 from pathlib import Path
 
 from files import (Parser, UserError, count, nonnegative_int, positive_int, progress_bar,
-                   run_script, seed, sha256)
+                   remove, run_script, sha256)
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ def get_parser():
                         'chosen from the free memory, and halved when out of memory')
     g.add_argument('--torch_amp', action=FLAG, default=False,
                    help='networks in bfloat16; the metrics stay in float32')
-    g.add_argument('--test_seed', '--seed', type=seed, default=1,
+    g.add_argument('--test_seed', '--seed', type=nonnegative_int, default=1,
                    help='seed of all samples, and of the weights of --baseline untrained')
     g = parser.add_argument_group('Scores')
     add_score_options(g)
@@ -113,8 +113,8 @@ def evaluate(args, config, world):
         'precision': 'bfloat16' if args.torch_amp else 'float32'}
     if embed is not None:
         fvd.check_sizes(n_videos, args.nt_gen, 'the test set (--n_videos, --nt_gen)')
-        protocol['fvd'] = {'samples': args.fvd_samples, 'weights_sha256': embed.sha256,
-                           'note': embed.note}
+        protocol |= {'fvd_samples': args.fvd_samples, 'fvd_weights_sha256': embed.sha256,
+                     'fvd_note': embed.note}
     batches = chunks(range(n_videos), args.batch_size)
     finished = FinishedBatches(args.out_dir, {**protocol, 'batch_size': args.batch_size})
     names = [f'{name}_{end}' for name in args.metrics for end in ('best', 'worst')]
@@ -164,10 +164,8 @@ def evaluate(args, config, world):
                 raise UserError(f'{args.model_name} predicts NaN: its activations grow beyond '
                                 'float32; use another checkpoint')
             if embed is not None:
-                videos = [truth[args.nt_cond:]] + [frames[f'random_{i + 1}']
-                                                   for i in range(args.fvd_samples)]
-                for i, video in enumerate(videos):
-                    scores[f'fvd_{i}'] = fvd.embed_continued(embed, truth[:args.nt_cond], video)
+                samples = [frames[f'random_{i + 1}'] for i in range(args.fvd_samples)]
+                scores |= fvd.embed_samples(embed, truth, samples)
             finished.write(k, batches[k], scores, {name: frames[name] for name in lengths})
             release_memory()
     if stop.received is not None:  # in all processes: launchers and terminals signal each of them
@@ -196,8 +194,8 @@ def evaluate(args, config, world):
     n_pictures = min(args.n_pictures, n_videos)
     draw_pictures(args.out_dir / 'pictures', testset, finished, rows, n_pictures, args.nt_cond)
     write_results(args.out_dir, table, protocol, scores, args.nt_cond,
-                  data_dir=str(args.data_dir), checkpoint=args.model_name)
-    finished.remove()
+                  data_dir=str(args.data_dir), checkpoint=args.model_name, channels=config.nc)
+    remove(finished.folder)
     print(f'results in {args.out_dir}: results.json, results.npz, curves.png, pictures of '
           f'{count(n_pictures, "video")}, frames of all videos ({names[0]}.npz …)')
     if args.report and n_pictures:

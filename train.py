@@ -140,14 +140,12 @@ def train(c, world, stack):
     stop = stack.enter_context(StopSignal(world, 'saving the state'))
     bar = stack.enter_context(progress_bar(total=n_steps, initial=p.step, unit='step',
                                            smoothing=0.05, disable=not world.main))
-    log, new_files = None, []  # the latter are removed if the run ends before its first weights
+    log = None
     if world.main:
         if not c.resume:
-            new_files.append(folder / 'config.json')
-            write_json(new_files[0], config_dict(c))
+            write_json(folder / 'config.json', config_dict(c))
         log = RunLog(folder, p.logged, p.validated, times=range(c.nt_cond, c.seq_len_test))
         stack.callback(log.events.close)
-        new_files += [] if c.resume else log.files
     try:
         while True:
             if is_due(c.state_interval):
@@ -246,10 +244,6 @@ def train(c, world, stack):
                 advice = f'the last good state is of step {good:,}; a lower --lr may help'
             print(f'error: {error} is not finite; {advice}', file=sys.stderr)
         return 1
-    finally:
-        if not any(folder.glob('*.pt')):
-            for path in new_files:
-                path.unlink()
     say(world, f'done: best validation PSNR {p.best:.2f} dB; weights in {folder}: model.pt (last), '
         'model_best.pt')
     return 0
@@ -292,7 +286,7 @@ def identity(c):
 
 
 def claim(folder, c, stack):
-    """Create the folder of a run, which must not hold another run, and lock it for `stack`."""
+    """Create the folder of a run, without weights of another run, and lock it for `stack`."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / '.train.lock')
     try:
@@ -300,10 +294,9 @@ def claim(folder, c, stack):
     except filelock.Timeout:
         raise UserError(f'--save_path {folder}: another process is training there; stop it, or use '
                         'another folder') from None
-    for name in ('config.json', 'state.pt', 'model.pt', 'log.csv', 'validation.csv'):
-        if not c.resume and (folder / name).exists():
-            raise UserError(f'--save_path {folder} holds another run ({name}); '
-                            'continue it with --resume, or use another folder')
+    if not c.resume and any(folder.glob('*.pt')):
+        raise UserError(f'--save_path {folder} holds another run; continue it with --resume, or '
+                        'use another folder')
 
 
 def read_state(folder, c):
@@ -374,7 +367,7 @@ def report(scores, p, log, folder, c, bar):
     if scores.shown:  # unless there are more processes than videos
         (folder / 'validation').mkdir(exist_ok=True)
         path = folder / 'validation' / f'step_{p.step}.png'
-        drawing.strip(path, scores.shown, c.nt_cond)
+        drawing.draw_rows([path], scores.shown, c.nt_cond)
         strip = np.asarray(Image.open(path).convert('RGB'))
     log.write_validation(p.step, {'val_psnr': p.score, 'best_psnr': p.best, 'val_ssim': ssim},
                          scores.psnr_t.mean(0).tolist(), strip)

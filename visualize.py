@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from files import (Parser, UserError, count, nonnegative_int, number, positive_float, positive_int,
-                   run_script, seed)
+                   run_script)
 
 from args import (add_dataset_options, add_device_option, add_length_options, add_model_options,
                   fill_from_config, load_config)
@@ -85,7 +85,7 @@ def visualize_parser():
         elif what != 'interpolate':
             p.add_argument('--n_euler_steps', type=positive_int, metavar='N',
                            help='Euler steps per predicted frame; default: as trained')
-        p.add_argument('--seed', type=seed, default=1, help='--test_seed of test.py')
+        p.add_argument('--seed', type=nonnegative_int, default=1, help='--test_seed of test.py')
         files = ' and '.join(f'<xp_dir>/visualize/{what}{end}' for end in visual.endings)
         p.add_argument('--out', nargs='+', type=file_of(visual.possible), metavar='FILE',
                        help=f'files to write, {" or ".join(visual.possible)}; default: {files}')

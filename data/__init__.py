@@ -6,7 +6,7 @@ from pathlib import Path
 from files import UserError, count
 
 from data import bair, folder, human, kth, mmnist
-from data.clips import FirstFrames, remake
+from data.clips import FirstFrames
 from data.video import find_video, video_names
 
 DATASETS = {'smmnist': mmnist.DATASET, 'kth': kth.DATASET, 'human': human.DATASET,
@@ -16,16 +16,17 @@ DATASETS = {'smmnist': mmnist.DATASET, 'kth': kth.DATASET, 'human': human.DATASE
 def find_size(dataset, data_dir):
     """Width and height of the converted videos of a dataset; 64 without any, or a `data_dir`."""
     entry = DATASETS[dataset]
-    found = entry.find_sizes(Path(data_dir)) if data_dir else {}
-    usable = sorted(found.keys() & set(entry.sizes))
-    if len(usable) > 1:
-        names = ' and '.join(found[size].name for size in usable)
+    if not data_dir or entry.videos is None or len(entry.sizes) == 1:
+        return 64
+    if '{nx}' in entry.videos:
+        found = [nx for nx in entry.sizes if Path(data_dir, entry.videos.format(nx=nx)).exists()]
+    else:
+        folder = Path(data_dir, entry.videos, 'train')
+        found = [find_video(folder, name).frame_shape[0] for name in video_names(folder)[:1]]
+    if len(found) > 1:
+        names = ' and '.join(entry.videos.format(nx=nx) for nx in found)
         raise UserError(f'--data_dir {data_dir} has {names}; choose a size with --nx')
-    if found and not usable:
-        size, path = found.popitem()
-        raise UserError(f'{path} has frames of {size} pixels, but models have '
-                        f'{" or ".join(map(str, entry.sizes))}; remove it and {remake(dataset)}')
-    return usable[0] if usable else 64
+    return next((nx for nx in found if nx in entry.sizes), 64)
 
 
 def load_train(config):

@@ -10,8 +10,6 @@ from files import UserError
 
 import numpy as np
 
-from data.video import find_video, video_names
-
 SIZES = (32, 64, 128, 256)  # widths and heights of frames that models can have
 
 
@@ -50,18 +48,6 @@ class Dataset(NamedTuple):
     def step(self, config):
         """Of how many frames of a video one is used."""
         return config.subsampling if 'subsampling' in self.options else 1
-
-    def find_sizes(self, data_dir):
-        """Sizes of the converted videos: dict of the path that shows it, by size."""
-        if self.videos is None or len(self.sizes) == 1:
-            return {}
-        if '{nx}' in self.videos:
-            pattern = re.compile(re.escape(self.videos).replace(r'\{nx\}', r'(\d+)'))
-            return {int(m[1]): path for path in data_dir.glob('*')
-                    if (m := pattern.fullmatch(path.name))}
-        folder = data_dir / self.videos / 'train'
-        videos = [find_video(folder, name) for name in video_names(folder)[:1]]
-        return {video.frame_shape[0]: video.path for video in videos}
 
 
 def get_fold(n, train):
@@ -175,10 +161,14 @@ class FirstFrames:
 
 
 class Sequences:
-    """Test set of videos in one array, uint8 (T, N, H, W), of the file `path`."""
+    """Test set: `nt` frames of videos in one array, uint8 (T, N, nx, nx), of the file `path`."""
 
-    def __init__(self, path, sequences):
-        self.path, self.sequences = path, sequences
+    def __init__(self, path, sequences, nt, nx):
+        shape, dtype = sequences.shape, sequences.dtype
+        if dtype != np.uint8 or len(shape) != 4 or shape[0] < nt or shape[2:] != (nx, nx):
+            raise ValueError(f'sequences must be uint8, {nt} frames or more of {nx} x {nx}, found '
+                             f'{dtype}, (frames, videos, height, width) = {shape}')
+        self.path, self.sequences = path, sequences[:nt]
 
     def __len__(self):
         return self.sequences.shape[1]

@@ -39,14 +39,9 @@ def load_test(config, data_dir, nt):
     command = (f'python preprocessing/kth/make_test_set.py --data_dir {data_dir} '
                f'--seq_len {max(nt, 40)} --image_size {config.nx}')
     path = shortest_set(Path(data_dir), test_set_name('<frames>', config.nx), nt, command)
-    with reading(path, 'is not a test set of KTH', f'make it again with: {command}'):
-        with np.load(path, allow_pickle=False) as arrays:
-            sequences = arrays['sequences']
-        shape, dtype = sequences.shape, sequences.dtype
-        if dtype != np.uint8 or len(shape) != 4 or shape[1] < nt or shape[2:] != (config.nx,) * 2:
-            raise ValueError(f'sequences must be uint8 (N, {nt} or more, {config.nx}, '
-                             f'{config.nx}), found {dtype} {shape}')
-    return Sequences(path, sequences[:, :nt].swapaxes(0, 1))
+    with reading(path, 'is not a test set of KTH', f'make it again with: {command}'), \
+            np.load(path, allow_pickle=False) as arrays:
+        return Sequences(path, arrays['sequences'].swapaxes(0, 1), nt, config.nx)
 
 
 DATASET = Dataset((1,), load_folds, load_test, videos='processed_{nx}')

@@ -4,10 +4,9 @@ import argparse
 import functools
 import gzip
 import hashlib
-import sys
 from pathlib import Path
 
-from files import UserError, positive_int, reading
+from files import UserError, positive_int, progress_bar, reading
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -203,7 +202,7 @@ def load_folds(config):
 
 
 def make_test_set(digits, labels, nt, *, seed=42, n_digits=2, frame_size=64, max_speed=4,
-                  deterministic=False, progress=iter):
+                  deterministic=False):
     """Draw a test set exactly like the published ones.
 
     Parameters
@@ -212,8 +211,6 @@ def make_test_set(digits, labels, nt, *, seed=42, n_digits=2, frame_size=64, max
         Each digit appears in at most one video.
     nt, seed, n_digits, frame_size, max_speed : int
     deterministic : bool
-    progress : function
-        Wraps the iteration over videos.
 
     Returns
     -------
@@ -226,7 +223,7 @@ def make_test_set(digits, labels, nt, *, seed=42, n_digits=2, frame_size=64, max
     V = len(digits) // n_digits
     shown = rng.permutation(len(digits))[:V * n_digits].reshape(V, n_digits)
     latents = np.empty((nt, V, n_digits, 4), np.int64)
-    for i in progress(range(V)):
+    for i in progress_bar(range(V), 'drawing', unit='video'):
         for d in range(n_digits):
             latents[:, i, d] = draw_trajectory(rng, nt, frame_size, max_speed, deterministic)
     digits = digits[shown]
@@ -253,23 +250,13 @@ def load_test(config, data_dir, nt):
     if not path.exists():
         raise UserError(f'the test set {path} does not exist; make it with: {command}')
     with reading(path, 'is not the test set of Moving MNIST that is needed',
-                 f'make it again with: {command} --overwrite'):
-        with np.load(path, allow_pickle=False) as arrays:
-            sequences, latents = arrays['sequences'], arrays.get('latents')
-        shape, dtype = sequences.shape, sequences.dtype
-        if dtype != np.uint8 or len(shape) != 4 or shape[2:] != (config.nx,) * 2:
-            raise ValueError(f'sequences must be uint8 (T, N, {config.nx}, {config.nx}), found '
-                             f'{dtype} {shape}')
-        if latents is None and shape[1] == nt != shape[0]:
-            raise ValueError(f'sequences {shape} seem to have videos on their first axis, where '
-                             'time is expected')
-        if len(sequences) < nt:
-            raise ValueError(f'its videos have {len(sequences)} frames, --nt_gen {nt} needs more')
-        fastest = 0 if latents is None else abs(latents[..., 2:]).max()
-    if fastest > config.max_speed:
-        print(f'note: {path} has digits of speed {fastest}, but the model was trained with '
-              f'max_speed {config.max_speed}', file=sys.stderr)
-    return Sequences(path, sequences[:nt])
+                 f'make it again with: {command} --overwrite'), \
+            np.load(path, allow_pickle=False) as arrays:
+        sequences = arrays['sequences']
+        if 'latents' not in arrays and sequences.shape[1] == nt != len(sequences):
+            raise ValueError(f'sequences {sequences.shape} seem to have videos on their first '
+                             'axis, where time is expected')
+        return Sequences(path, sequences, nt, config.nx)
 
 
 DATASET = Dataset((1,), load_folds, load_test, test_options=('digit_source',), options={

@@ -1,5 +1,6 @@
-"""Videos on disk, uint8 RGB or grey: arrays of our converters, and the published layouts."""
+"""Videos on disk, uint8 RGB or grey: ours, the published layouts, and predictions."""
 
+import math
 import re
 import zipfile
 
@@ -9,15 +10,7 @@ import numpy as np
 from PIL import Image
 
 AGAIN = 'convert the video again'
-
-
-def npz_header(path, name):
-    """Shape and dtype of an array of an `.npz`, which is not read."""
-    with zipfile.ZipFile(path) as archive, archive.open(f'{name}.npy') as f:
-        read = {(1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0}[np.lib.format.read_magic(f)]
-        shape, _, dtype = read(f)
-        return shape, dtype
+NO_VIDEOS = 'is not a .npy or .npz file of videos', 'use another one'
 
 
 class Video:
@@ -74,8 +67,9 @@ class NpzVideo(Video):
 
     def __init__(self, path):
         self.path = path
-        with reading(path, 'is not a video of the published layout', AGAIN):
-            (self.n_frames, *self.frame_shape), dtype = npz_header(path, 'image')
+        with reading(path, 'is not a video of the published layout', AGAIN), \
+                zipfile.ZipFile(path) as archive, archive.open('image.npy') as f:
+            (self.n_frames, *self.frame_shape), _, dtype = npy_header(f)
             if dtype != np.uint8 or len(self.frame_shape) != 3:
                 raise ValueError('image is not uint8 (T, H, W, C)')
 
@@ -136,3 +130,40 @@ def video_names(folder):
 def find_videos(folder):
     """Videos of a folder by name, as by `find_video`: dict of Video, in order of names."""
     return {name: find_video(folder, name) for name in video_names(folder)}
+
+
+# Predictions
+
+def npy_header(file):
+    """Shape, whether in Fortran order, and dtype of an open `.npy` file, whose values come next."""
+    np.lib.format.read_magic(file)
+    return np.lib.format.read_array_header_1_0(file)
+
+
+class VideoFile:
+    """Videos of one `.npy` or `.npz` file, read in order: all may not fit into memory.
+
+    They are uint8 of `shape` (N, T, H, W, C), C 1 or 3; the last axis of grey ones may be missing.
+    An `.npz` file holds one array, or one named `samples`.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        with reading(path, *NO_VIDEOS):
+            self.file = open(path, 'rb')
+            if str(path).endswith('.npz'):
+                archive = zipfile.ZipFile(self.file)
+                names = archive.namelist()
+                self.file = archive.open(names[0] if len(names) == 1 else 'samples.npy')
+            shape, is_fortran, dtype = npy_header(self.file)
+            self.shape = (*shape, 1) if len(shape) == 4 else shape
+            if (is_fortran or dtype != np.uint8 or len(self.shape) != 5
+                    or self.shape[-1] not in (1, 3)):
+                raise ValueError(f'it has {dtype} of shape {shape}, expected uint8 '
+                                 '(N, T, H, W, C), C 1 or 3, in C order')
+
+    def read(self, n):
+        """The next n videos, uint8 (n, T, H, W, C)."""
+        with reading(self.path, *NO_VIDEOS):
+            data = self.file.read(n * math.prod(self.shape[1:]))
+            return np.frombuffer(data, np.uint8).reshape(n, *self.shape[1:])

@@ -93,7 +93,6 @@ class Futures:
         if check and not (self.y_given.isfinite().all() and self.y.isfinite().all()):
             raise UserError('the states of the model grow beyond float32; predict fewer frames '
                             '(--nt_gen), or train the model for longer')
-        self.n = (n_euler_steps or model.n_euler_steps) if between else 1  # states per frame
         self.chunk = chunk or Chunk(model)
         w, skips = self.cond.w, self.cond.skips
         if dtype != torch.float32:
@@ -112,8 +111,6 @@ class Futures:
 
     def __getitem__(self, s):
         """Predicted frames (nt, B, C, H, W), in [0, 1], of sample s."""
-        if s >= len(self):
-            raise IndexError
         return self._decode(self.y[:, s])
 
     def __iter__(self):

@@ -3,7 +3,6 @@
 import concurrent.futures
 import hashlib
 import json
-import shutil
 
 from files import UserError, cores, read_json, reading, replacing, write_json
 
@@ -59,9 +58,6 @@ class FinishedBatches:
         """Frames of all videos, a memory map (N, T, H, W, C)."""
         return np.load(self.folder / f'{name}.npy', mmap_mode='r', allow_pickle=False)
 
-    def remove(self):
-        shutil.rmtree(self.folder)
-
 
 def check_earlier(out_dir, protocol, overwrite):
     """Raise a UserError if a folder has results of another protocol, unless `overwrite`."""
@@ -97,9 +93,7 @@ def draw_pictures(folder, testset, finished, rows, n, nt_cond):
     """Draw the first n videos: truth, and `rows`, names of frames by label."""
     folder.mkdir(exist_ok=True)
     for i in range(n):
-        truth = testset.videos([i])[:, 0]
-        videos = {label: np.array(finished.frames(name)[i]) for label, name in rows.items()}
-        frames.strip(folder / f'video_{i:04d}.png', {'truth': truth, **videos}, nt_cond)
-        videos = {label: np.concatenate([truth[:nt_cond], video])
-                  for label, video in videos.items()}
-        frames.animation(folder / f'video_{i:04d}.gif', {'truth': truth, **videos}, nt_cond)
+        videos = {'truth': testset.videos([i])[:, 0],
+                  **{label: finished.frames(name)[i] for label, name in rows.items()}}
+        paths = [folder / f'video_{i:04d}{end}' for end in ('.png', '.gif')]
+        frames.draw_rows(paths, videos, nt_cond)

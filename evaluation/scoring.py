@@ -121,6 +121,6 @@ def score_lines(table, protocol):
         if (protocol['clips'], protocol['samples']) != expected:
             lines.append(f'published: {expected[0]:,} videos, best of {expected[1]}; '
                          f'here: {protocol["clips"]:,}, best of {protocol["samples"]}')
-    if note := protocol.get('fvd', {}).get('note'):
+    if note := protocol.get('fvd_note'):
         lines.append(f'note: {note}')
     return lines

@@ -13,6 +13,7 @@ import torch
 
 from args import PUBLISHED, add_device_option, fill_from_config, load_config, preset_config
 from data.stream import chunks
+from data.video import VideoFile
 from evaluation.futures import score_futures
 from evaluation.results import check_earlier, write_results
 from evaluation.scoring import (add_score_options, get_protocol, load_test_set, note_differences,
@@ -55,21 +56,21 @@ def main(argv=None):
     device = get_device(args.device)
     testset, n_videos = load_test_set(args, config)
     expected = args.nt_gen - args.nt_cond, config.nx, config.nx, config.nc
-    for path in args.files:  # all of them, before the work starts
-        shape = fvd.read_videos(path).shape
-        if shape[1:] != expected or shape[0] not in (n_videos, len(testset)):
-            raise UserError(f'{path} has videos (N, T, H, W, C) of {shape}, expected '
+    files = list(map(VideoFile, args.files))
+    for file in files:
+        if file.shape[1:] != expected or file.shape[0] not in (n_videos, len(testset)):
+            raise UserError(f'{file.path} has videos (N, T, H, W, C) of {file.shape}, expected '
                             f'{(n_videos, *expected)}: --nt_gen {args.nt_gen} counts '
                             f'{args.nt_cond} conditioning frames (--nt_cond), which files do not '
                             'hold; give one prediction per video')
-    build = build_metrics(args.metrics, args.lpips_dir, device)
+    metrics = build_metrics(args.metrics, args.lpips_dir, device)
     protocol = get_protocol(args, config, testset, n_videos, len(args.files))
     embed = None
     if args.fvd:
         fvd.check_sizes(n_videos, args.nt_gen, 'the test set (--n_videos, --nt_gen)')
         embed = fvd.build_embedding(args.i3d_path, device)
-        protocol['fvd'] = {'samples': len(args.files), 'weights_sha256': embed.sha256,
-                           'note': embed.note}
+        protocol |= {'fvd_samples': len(args.files), 'fvd_weights_sha256': embed.sha256,
+                     'fvd_note': embed.note}
     if args.out_dir:
         Path(args.out_dir).mkdir(parents=True, exist_ok=True)
         check_earlier(Path(args.out_dir), protocol, args.overwrite)
@@ -77,37 +78,28 @@ def main(argv=None):
           f'test set: {testset.path}', flush=True)
     note_differences(protocol)
 
-    scored, distances, batches = [], [], chunks(range(n_videos), args.batch_size)
-    with progress_bar(total=len(args.files) * n_videos, unit='video') as bar:
-        for path in args.files:  # one in memory at a time
-            videos, found, features = fvd.read_videos(path), [], []
-            for indices in batches:
-                truth = testset.videos(indices)  # uint8 (nt_gen, B, H, W, C)
-                predicted = np.array(videos[indices.start:indices.stop]).swapaxes(0, 1)
-                x, x_ = (to_video(torch.from_numpy(v), device) for v in (truth, predicted))
-                scores, _ = score_futures([x_], x[args.nt_cond:], build, n_random=0)
-                found.append({name: score.cpu().numpy() for name, score in scores.items()})
-                if embed is not None:
-                    features.append([embed(truth.swapaxes(0, 1)), fvd.embed_continued(
-                        embed, truth[:args.nt_cond], predicted)])
-                bar.update(len(indices))
-            scored.append({name: np.concatenate([f[name] for f in found]) for name in found[0]})
-            if features:
-                distances.append(fvd.frechet_distance(*map(np.concatenate, zip(*features))))
-
-    best = {}
-    for name, metric in build.items():
-        means = np.stack([scores[f'{name}_t'].mean(1) for scores in scored])  # infinite ones count
-        k = means.argmax(0) if metric.higher_is_better else means.argmin(0)
-        for key in (name, f'{name}_t'):
-            best[key] = np.stack([scores[key] for scores in scored])[k, np.arange(n_videos)]
-    table = summary(best)
-    if distances:
-        table['fvd'] = summarise(np.array(distances))
+    found = []
+    with progress_bar(total=len(files) * n_videos, unit='video') as bar:
+        for indices in chunks(range(n_videos), args.batch_size):
+            truth = testset.videos(indices)  # uint8 (nt_gen, B, H, W, C)
+            samples = [file.read(len(indices)).swapaxes(0, 1) for file in files]
+            target = to_video(torch.from_numpy(truth[args.nt_cond:]), device)
+            futures = (to_video(torch.from_numpy(sample.copy()), device) for sample in samples)
+            scores, _ = score_futures(futures, target, metrics, n_random=0, on_sample=bar.update)
+            scores = {name: score.cpu().numpy() for name, score in scores.items()}
+            if embed is not None:
+                scores |= fvd.embed_samples(embed, truth, samples)
+            found.append(scores)
+    scores = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+    features = [scores.pop(f'fvd_{i}') for i in range(len(files) + 1)] if args.fvd else []
+    table = summary(scores)
+    if features:
+        table['fvd'] = summarise(np.array([fvd.frechet_distance(features[0], f)
+                                           for f in features[1:]]))
     print('\n'.join(score_lines(table, protocol)))
     if args.out_dir:
-        write_results(Path(args.out_dir), table, protocol, best, args.nt_cond,
-                      data_dir=args.data_dir, predictions=args.files)
+        write_results(Path(args.out_dir), table, protocol, scores, args.nt_cond,
+                      data_dir=args.data_dir, predictions=args.files, channels=config.nc)
 
 
 if __name__ == '__main__':

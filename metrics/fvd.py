@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from args import add_device_option, add_i3d_option
+from data.video import VideoFile
 from metrics.convert_i3d import CONVERTED, SHA256, cached
 from metrics.i3d import I3D, MIN_FRAMES, preprocess
 from utils import describe, get_device, load
@@ -98,9 +99,14 @@ def build_embedding(path=None, device='cpu'):
         return Embedding(state, device, None if source == SHA256 else NOTE)
 
 
-def embed_continued(embed, given, frames):
-    """Features (B, 400) of given frames and frames after them, uint8 arrays (T, B, H, W, C)."""
-    return embed(np.concatenate([given, frames]).swapaxes(0, 1))
+def embed_samples(embed, truth, samples):
+    """Features (B, 400) by name: `fvd_0` of true videos, `fvd_1`, … of samples after given frames.
+
+    truth is uint8 (T, B, H, W, C), samples are arrays (nt, B, H, W, C).
+    """
+    given = truth[:len(truth) - len(samples[0])]
+    videos = [truth, *(np.concatenate([given, sample]) for sample in samples)]
+    return {f'fvd_{i}': embed(video.swapaxes(0, 1)) for i, video in enumerate(videos)}
 
 
 def check_sizes(n_videos, n_frames, what):
@@ -130,23 +136,6 @@ def random_distance(embed):
     return frechet_distance(*map(features, SEEDS))
 
 
-def read_videos(path):
-    """Videos of a file: uint8 (N, T, H, W, C), C 1 or 3. Those of a `.npy` file stay on disk.
-
-    An `.npz` file holds one array, or one named `samples`; grey videos may be (N, T, H, W).
-    """
-    with reading(path, 'is not a .npy or .npz file of videos', 'use another one'):
-        videos = np.load(path, mmap_mode='r', allow_pickle=False)
-        if not isinstance(videos, np.ndarray):
-            with videos as archive:
-                videos = archive[archive.files[0] if len(archive.files) == 1 else 'samples']
-        videos = videos[..., None] if videos.ndim == 4 else videos
-        if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] not in (1, 3):
-            raise ValueError(f'it has {videos.dtype} of shape {videos.shape}, expected uint8 '
-                             '(N, T, H, W, C), C 1 or 3')
-        return videos
-
-
 def get_parser():
     parser = Parser(
         'Fréchet video distance of two sets of videos, such as those of test.py: .npy or .npz '
@@ -168,7 +157,7 @@ def main(argv=None):
     if len(args.files) != (0 if args.check else 2):
         parser.error(f'found {count(len(args.files), "FILE")}; give two, one for each set of '
                      'videos, or --check and none')
-    sets = [read_videos(path) for path in args.files]
+    sets = [VideoFile(path) for path in args.files]
     device = get_device(args.device)
     embed = build_embedding(args.i3d_path, device)
     print(f'I3D on {describe(device)}, SHA-256 of the weights: {embed.sha256}')
@@ -180,7 +169,7 @@ def main(argv=None):
               f'(relative tolerance: {TOLERANCE:.0e})')
         return 0 if is_equal else 1
     embed.progress = True
-    print(f'FVD {fvd(*sets, embed):.2f}')
+    print(f'FVD {fvd(*(file.read(file.shape[0]) for file in sets), embed):.2f}')
     if embed.note:
         print(f'note: {embed.note}')
     return 0

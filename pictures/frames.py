@@ -105,36 +105,34 @@ def write_picture(path, picture, **options):
         picture.save(tmp, 'PNG', **options)
 
 
-def strip(path, videos, nt_cond):
-    """Draw videos by name as rows of at most `COLUMNS` frames, evenly spaced (PNG)."""
-    videos = filled(videos)
-    times = spaced(nt_cond, len(next(iter(videos.values()))))
-    cells = [[video[t] for t in times] for video in videos.values()]
-    write_picture(path, table(cells, [moment(t, nt_cond) for t in times], list(videos)))
+def draw_rows(paths, videos, nt_cond, fps=5, across=COLUMNS):
+    """Draw videos by name, as rows of frames (PNG) or as animations (GIF or MP4).
 
-
-def animation(path, videos, nt_cond, fps=5, across=COLUMNS):
-    """Draw videos by name side by side, at most `across` in a row, as GIF or MP4."""
+    A row has at most `COLUMNS` frames, evenly spaced; `across` animations are side by side.
+    """
     videos = filled(videos)
     names, T = list(videos), len(next(iter(videos.values())))
+    captions, times = [moment(t, nt_cond) for t in range(T)], spaced(nt_cond, T)
+    cells = [[video[t] for t in times] for video in videos.values()]
     lines = [names[i:i + across] for i in range(0, len(names), across)]
-    tables = [([[videos[name] for name in line]], list(map(Heading, line)), []) for line in lines]
-    animated_tables(path, tables, [moment(t, nt_cond) for t in range(T)], fps)
+    moving = [([[videos[name] for name in line]], list(map(Heading, line)), []) for line in lines]
+    draw_tables(paths, (cells, [captions[t] for t in times], names), moving, captions, fps)
 
 
-def animated_tables(path, tables, captions, fps):
-    """Draw tables of videos, one below the other, as GIF or MP4; see `table`.
+def draw_tables(paths, still, moving, captions, fps):
+    """Draw a table of frames (PNG), or tables of videos, one below the other (GIF or MP4).
 
-    The T captions are of type Heading; their colour is that of the frames' borders too.
+    Tables are arguments of `table`. The T captions are of type Heading; their colour is that of the
+    frames' borders too.
     """
     font = ImageFont.load_default(15)
 
     def draw(t):
         text, colour, _ = captions[t]
         pictures = []
-        for cells, headings, names in tables:
-            still = [[None if video is None else video[t] for video in row] for row in cells]
-            pictures.append(table(still, headings, names, colour))
+        for cells, headings, names in moving:
+            shown = [[None if video is None else video[t] for video in row] for row in cells]
+            pictures.append(table(shown, headings, names, colour))
         width, height = max(p.width for p in pictures), sum(p.height for p in pictures)
         canvas, y = Image.new('RGB', (width, height + CAPTION), BACKGROUND), 0
         for picture in pictures:
@@ -142,7 +140,11 @@ def animated_tables(path, tables, captions, fps):
             y += picture.height
         ImageDraw.Draw(canvas).text((2 * GAP, y + CAPTION // 2), text, colour, font, anchor='lm')
         return canvas
-    write_video(path, map(draw, range(len(captions))), fps)
+    for path in paths:
+        if path.suffix.lower() == '.png':
+            write_picture(path, table(*still))
+        else:
+            write_video(path, map(draw, range(len(captions))), fps)
 
 
 def write_video(path, frames, fps):

@@ -6,11 +6,10 @@ that holds all its frames, without loss.
 
 import contextlib
 import csv
-import math
 import shutil
 import tempfile
-import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from files import UserError, progress_bar, read_json, reading, remove
@@ -19,8 +18,9 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from args import find_published, load_config, preset_config, published_scores
+from args import find_published, published_scores
 from data import load_test
+from data.video import VideoFile
 from evaluation.scoring import score_text
 from metrics import LABELS, METRICS
 from pictures import charts
@@ -51,15 +51,6 @@ def read_run(folder, name):
     with reading(folder / 'results.npz', 'is not a file of scores', 'evaluate again'), \
             np.load(folder / 'results.npz', allow_pickle=False) as file:
         return Run(name, folder, record, record['protocol'], dict(file))
-
-
-def flat(protocol):
-    """A protocol without nesting: 'fvd clips' is the entry 'clips' of 'fvd'."""
-    entries = {}
-    for key, value in protocol.items():
-        inner = value if isinstance(value, dict) else {'': value}
-        entries |= {f'{key} {name}'.strip(): v for name, v in inner.items()}
-    return entries
 
 
 def score_table(runs, paper):
@@ -95,7 +86,7 @@ def markdown(runs, names, rows):
             'frames; mean and 95% interval over videos of the best sample of each')
     if 'fvd' in names:
         text += '; FVD: mean and 95% interval over samples'
-        if note := next(run.protocol['fvd'] for run in runs if 'fvd' in run.protocol).get('note'):
+        if note := next(run.protocol['fvd_note'] for run in runs if 'fvd_note' in run.protocol):
             text += f' ({note})'
     if rows[-1]['videos'] != p['clips']:
         text += f'; {PAPER}: {rows[-1]["videos"]:,} videos'
@@ -104,16 +95,11 @@ def markdown(runs, names, rows):
 
 def load_truth(runs, data_dir):
     """Test set of the evaluations."""
-    protocol, data_dir = runs[0].protocol, data_dir or runs[0].record['data_dir']
-    folders = [folder for run in runs for folder in (run.folder, run.folder.resolve().parent)]
-    folder = next((folder for folder in folders if (folder / 'config.json').exists()), None)
-    if folder is not None:
-        config = load_config(folder)
-    else:  # predictions of another method, scored with a preset
-        config = preset_config(protocol['dataset'])
-        config.nx = protocol['size']
-        vars(config).update((key, protocol[key]) for key in vars(config) if key in protocol)
-    if Path(data_dir).is_dir():
+    record, protocol = runs[0].record, runs[0].protocol
+    data_dir = Path(data_dir or record['data_dir'])
+    if data_dir.is_dir():
+        # All that a test set depends on, under the names of a configuration
+        config = SimpleNamespace(**protocol, nx=protocol['size'], nc=record['channels'])
         nt = protocol['conditioning_frames'] + protocol['predicted_frames']
         testset = load_test(config, data_dir, nt)
         if testset.path.name == protocol['test_set'] and len(testset) >= protocol['clips']:
@@ -124,7 +110,7 @@ def load_truth(runs, data_dir):
 
 
 def predictions(run):
-    """Iterators over the videos uint8 (T, H, W, C) that a run predicted, by role.
+    """Files of the videos that a run predicted, by role.
 
     A single future has the role random_1; files of another method are read where they were.
     """
@@ -135,25 +121,7 @@ def predictions(run):
         if run.protocol['samples'] > 1:
             roles += [f'{metric}_{end}' for metric in METRICS for end in ('best', 'worst')]
         paths = {role: run.folder / f'{role}.npz' for role in roles}
-    return {role: read_videos(path) for role, path in paths.items() if path.exists()}
-
-
-def read_videos(path):
-    """Yield the videos of an `.npy` or `.npz` file, which may be larger than the memory."""
-    with reading(path, 'is not a file of videos', 'evaluate again'), \
-            contextlib.ExitStack() as stack:
-        if path.suffix == '.npy':
-            file = stack.enter_context(open(path, 'rb'))
-        else:
-            archive = stack.enter_context(zipfile.ZipFile(path))
-            names = archive.namelist()
-            file = archive.open('samples.npy' if 'samples.npy' in names else names[0])
-        np.lib.format.read_magic(file)
-        (n, *shape), _, dtype = np.lib.format.read_array_header_1_0(file)
-        if len(shape) == 3:
-            shape.append(1)
-        for _ in range(n):
-            yield np.frombuffer(file.read(math.prod(shape)), dtype).reshape(shape)
+    return {role: VideoFile(path) for role, path in paths.items() if path.exists()}
 
 
 def write_evaluation(runs, out_dir, data_dir=None, n_videos=N_VIDEOS, overwrite=False,
@@ -195,8 +163,8 @@ def write_evaluation(runs, out_dir, data_dir=None, n_videos=N_VIDEOS, overwrite=
             for i in progress_bar(range(n), 'page', unit='video'):
                 frames, first = [*testset.videos([i])[:, 0]], {}
                 for column, futures in zip(columns, videos):
-                    for role, following in futures.items():
-                        video = next(following)
+                    for role, file in futures.items():
+                        video, = file.read(1)
                         key = video.tobytes()
                         if key not in first:  # equal futures are kept once
                             first[key] = len(frames)
@@ -205,10 +173,9 @@ def write_evaluation(runs, out_dir, data_dir=None, n_videos=N_VIDEOS, overwrite=
                 write_sheet(folder / 'sprites' / f'{i:05d}.png', frames, data['across'])
         for row in rows:  # mean and half-width of the interval
             row['scores'] = [row['scores'].get(name, '–').partition(' ± ')[::2] for name in names]
-        facts = [flat(run.protocol) for run in runs]
-        keys = dict.fromkeys(key for entries in facts for key, value in entries.items()
+        keys = dict.fromkeys(key for run in runs for key, value in run.protocol.items()
                              if value is not None)
-        table = {key.replace('_', ' '): [entries.get(key) for entries in facts] for key in keys}
+        table = {key.replace('_', ' '): [run.protocol.get(key) for run in runs] for key in keys}
         render(folder, 'evaluation.html', data, rows=rows, metrics=metrics, protocol=table,
                paper=PAPER, title=paper['name'] if paper else protocol['dataset'])
     return out_dir / 'index.html'

@@ -48,24 +48,6 @@ def decode(model, w, y, skips):
     return to_frames(Chunk(model).decode(lambda part: model.decode(w, part, skips), y))
 
 
-def write_rows(paths, rows, args, across):
-    """Write videos by name: as rows of frames, or as animations with `across` side by side."""
-    for path in paths:
-        if path.suffix.lower() == '.png':
-            frames.strip(path, rows, args.nt_cond)
-        else:
-            frames.animation(path, rows, args.nt_cond, args.fps, across)
-
-
-def write_tables(paths, still, moving, captions, args):
-    """Write a table (cells, headings, names) of frames, or one of videos, with captions."""
-    for path in paths:
-        if path.suffix.lower() == '.png':
-            frames.write_picture(path, frames.table(*still))
-        else:
-            frames.animated_tables(path, [moving], captions, args.fps)
-
-
 def samples(model, truth, index, names, paths, args):
     """Best, worst (by PSNR) and random futures of a video, mean and standard deviation of all."""
     futures = progress_bar(get_futures(model, truth, index, args), names[0], unit='sample')
@@ -85,7 +67,7 @@ def samples(model, truth, index, names, paths, args):
     rows = {'best': found['psnr_best'], 'worst': found['psnr_worst'], **random, 'mean': mean,
             '2 std': torch.cat([black, 2 * std])}
     rows = {name: to_frames(x[:, 0]) for name, x in rows.items()}
-    write_rows(paths, {'truth': truth[:, 0], **rows}, args, across=4)
+    frames.draw_rows(paths, {'truth': truth[:, 0], **rows}, args.nt_cond, args.fps, across=4)
 
 
 def futures(model, truth, index, names, paths, args):
@@ -101,7 +83,7 @@ def futures(model, truth, index, names, paths, args):
     headings = list(map(Heading, shown))
     still = ends, [Heading('last given', frames.GIVEN), *headings], names
     captions = [frames.moment(t, args.nt_cond) for t in range(args.nt_gen)]
-    write_tables(paths, still, (cells, headings, []), captions, args)
+    frames.draw_tables(paths, still, [(cells, headings, [])], captions, args.fps)
 
 
 def predict(model, truth, index, names, paths, args):
@@ -116,7 +98,8 @@ def predict(model, truth, index, names, paths, args):
             with replacing(path) as tmp, open(tmp, 'wb') as f:
                 np.savez_compressed(f, samples=x, given=given)
         else:
-            write_rows([path], rows, args, across=max(3, math.ceil(math.sqrt(len(rows)))))
+            across = max(3, math.ceil(math.sqrt(len(rows))))
+            frames.draw_rows([path], rows, args.nt_cond, args.fps, across)
 
 
 def framerate(model, truth, index, names, paths, args):
@@ -134,7 +117,7 @@ def framerate(model, truth, index, names, paths, args):
                 for t, k in zip(*divmod(ticks, n))]
     headings = list(map(Heading, ('truth', 'frames', f'frames and {n - 1} between')))
     moving = [[truth[ticks // n], smooth[ticks - ticks % n], smooth]], headings, []
-    write_tables(paths, still, moving, captions, args)
+    frames.draw_tables(paths, still, [moving], captions, args.fps)
 
 
 def swap(model, truth, index, names, paths, args):
@@ -156,7 +139,7 @@ def swap(model, truth, index, names, paths, args):
     headings = [Heading('content'), *(Heading(f'{m}, {text}', span=len(times)) for m in motions)]
     captions = [frames.moment(t, args.nt_cond) for t in range(args.nt_gen)]
     moving = cells, list(map(Heading, ['content', *motions])), rows
-    write_tables(paths, (shown, headings, rows), moving, captions, args)
+    frames.draw_tables(paths, (shown, headings, rows), [moving], captions, args.fps)
 
 
 def interpolate(model, truth, index, names, paths, args):
@@ -180,7 +163,7 @@ def interpolate(model, truth, index, names, paths, args):
     moving = ([[start, *(video[order] for video in videos), end]],
               [left, *map(Heading, contents), right], [])
     captions = [Heading(steps[k]) for k in order]
-    write_tables(paths, still, moving, captions, args)
+    frames.draw_tables(paths, still, [moving], captions, args.fps)
 
 
 def pca(y):

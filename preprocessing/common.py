@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from fractions import Fraction
 from pathlib import Path
 
-from files import Parser, UserError, cores, count, positive_int, progress_bar, replacing, seed
+from files import (Parser, UserError, cores, count, nonnegative_int, positive_int, progress_bar,
+                   replacing)
 
 import av
 import numpy as np
@@ -19,7 +20,7 @@ OPTIONS = {
     '--image_size': dict(type=positive_int, default=64, help='width and height of frames'),
     '--seq_len': dict(type=positive_int, default=40, help='frames per clip'),
     '--size': dict(type=positive_int, default=1000, help='number of clips'),
-    '--seed': dict(type=seed, default=42, help='seed of the draws')}
+    '--seed': dict(type=nonnegative_int, default=42, help='seed of the draws')}
 # What ffmpeg reads, but holds no video itself: lists of other files, text, pictures
 OTHERS = {'adf', 'bin', 'concat', 'dash', 'hls', 'ico', 'idf', 'image2', 'lavfi', 'tty', 'xbin'}
 FORMATS = ','.join(name for name in av.formats_available if name not in OTHERS

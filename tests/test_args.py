@@ -105,7 +105,6 @@ def test_command_line_wins_over_file_over_preset_over_default(tmp_path):
     (['--torch_amp', '--apex_amp'], '--torch_amp and --apex_amp are mutually exclusive'),
     (['--ny', '0'], "--ny: expected a whole number of at least 1, found '0'"),
     (['--lr', 'nan'], '--lr: expected a number above 0'),
-    (['--seed', '4294967296'], r'--seed: expected less than 2\^32'),
     (['--device', 'gpu'], '--device: expected a whole number'),
     (['--preset', 'kth', '--dynamics', 'gru'], '--n_euler_steps 2: gru dynamics take one step'),
     (['--archi', 'resnet'], 'invalid choice'),
@@ -198,7 +197,7 @@ def test_published_configuration_needs_no_more_keys(load_with, tmp_path, capsys)
         load_config('nowhere')
 
 
-def test_released_configuration_with_an_earlier_name_of_an_option(capsys):
+def test_released_configuration(capsys):
     config = load_config(ROOT / 'pretrained' / 'smmnist_cpu')
     assert config.digit_source == 'mnist' and config.ndigits == 2
     assert (config.nf, config.seq_len_test, config.torch_amp) == (24, 25, True)
@@ -231,8 +230,8 @@ def test_lengths_and_scores_of_published_evaluations():
     assert find_published({**protocol_of('smmnist', 20), 'digit_source': 'mnist5k'}) is None
     kth = protocol_of('kth', 30)
     assert published_scores(kth)['psnr'] == '29.69 ± 0.32'
-    assert published_scores({**kth, 'fvd': {'note': None}}) == published_scores(kth)
-    assert 'fvd' not in published_scores({**kth, 'fvd': {'note': 'other weights'}})
+    assert published_scores({**kth, 'fvd_note': None}) == published_scores(kth)
+    assert 'fvd' not in published_scores({**kth, 'fvd_note': 'other weights'})
 
 
 def test_another_test_set_under_the_published_name_has_no_published_scores(capsys):

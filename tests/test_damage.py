@@ -31,7 +31,7 @@ RESULTS = {'prediction.mp4', 'network.mp4', 'network', 'damage.csv', 'damage.png
 
 @pytest.fixture(scope='module')
 def xp_dir(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp('xp'), 'smmnist', 1, digits='mnist5k',
+    return write_model(tmp_path_factory.mktemp('xp'), 'smmnist', 1, digit_source='mnist5k',
                        archi='dcgan', skipco=False, n_euler_steps=1)
 
 
@@ -66,7 +66,7 @@ def out_dir(xp_dir, data_dir, tmp_path_factory):
 @pytest.fixture
 def tables_only(monkeypatch):
     """Leave out videos and curves, which take most of the time."""
-    for module, name in ((frames, 'animated_tables'), (frames, 'write_video'),
+    for module, name in ((frames, 'draw_tables'), (frames, 'write_video'),
                          (damage, 'draw_curves')):
         monkeypatch.setattr(module, name, lambda *_: None)
 

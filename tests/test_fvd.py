@@ -16,8 +16,7 @@ import torch.nn.functional as F
 import metrics.fvd
 from conftest import GOLDEN, ROOT
 from metrics import convert_i3d, i3d
-from metrics.fvd import (Embedding, build_embedding, frechet_distance, fvd, random_distance,
-                         read_videos)
+from metrics.fvd import Embedding, build_embedding, frechet_distance, fvd, random_distance
 
 golden = np.load(GOLDEN / 'i3d.npz', allow_pickle=False)
 
@@ -190,29 +189,6 @@ def test_fvd_of_sets_of_videos():
 def test_errors_of_sets(x, y, message):
     with pytest.raises(UserError, match=message):
         fvd(np.zeros(x, np.uint8), np.zeros(y, np.uint8), MeanColour())
-
-
-def test_files_of_videos(tmp_path):
-    def saved(name, **arrays):
-        np.savez(tmp_path / name, **arrays)
-        return tmp_path / name
-    videos = random_videos(2, 9, 8, 8, 1)
-    np.save(tmp_path / 'good.npy', videos)
-    for path in (tmp_path / 'good.npy', saved('one.npz', anything=videos[..., 0]),
-                 saved('several.npz', samples=videos, scores=np.zeros(3))):
-        assert np.array_equal(read_videos(path), videos)
-    assert isinstance(read_videos(tmp_path / 'good.npy'), np.memmap)
-
-    np.save(tmp_path / 'float.npy', videos / 255)
-    (tmp_path / 'text.npz').write_text('no')
-    cut = saved('cut.npz', samples=videos)
-    cut.write_bytes(cut.read_bytes()[:500])
-    for path, message in ((tmp_path / 'float.npy', 'float.npy is not .* float64 of shape'),
-                          (saved('two.npz', a=videos, b=videos), 'two.npz is not .*samples is not'),
-                          (saved('pickle.npz', samples=np.array([{}], object)), 'is not a .npy or'),
-                          (tmp_path / 'text.npz', 'is not a .npy or'), (cut, 'is not a .npy or')):
-        with pytest.raises(UserError, match=message):
-            read_videos(path)
 
 
 # Weights

@@ -43,7 +43,7 @@ def test_strip_shows_each_frame_enlarged_with_its_time(tmp_path, monkeypatch, C)
         headings.extend(heads), table(cells, heads, names))[1])
     truth = RNG.randint(0, 256, (8, 64, 64, C)).astype(np.uint8)
     best = RNG.randint(0, 256, (5, 64, 64, C)).astype(np.uint8)
-    frames.strip(tmp_path / 'a.png', {'truth': truth, 'best': best}, 3)
+    frames.draw_rows([tmp_path / 'a.png'], {'truth': truth, 'best': best}, 3)
     picture = read_rgb(tmp_path / 'a.png')
     pitch = SIDE + frames.GAP
     left, top = picture.shape[1] - 8 * pitch, picture.shape[0] - 2 * pitch
@@ -63,7 +63,7 @@ def test_gif_has_the_colours_of_frames_and_labels(tmp_path, C):
     """One frame has a colour that no other has."""
     video = RNG.randint(0, 64, (9, 64, 64, C)).astype(np.uint8)
     video[6, 20:40, 20:40] = (0, 255, 0)[-C:]
-    frames.animation(tmp_path / 'a.gif', {'a': video}, 3, fps=4)
+    frames.draw_rows([tmp_path / 'a.gif'], {'a': video}, 3, fps=4)
     found, duration = gif(tmp_path / 'a.gif')
     assert len(found) == 9 and duration == 250
     for t, colour in ((2, GIVEN), (3, PREDICTED)):

@@ -16,8 +16,6 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import report
-from args import load_config
-from conftest import ROOT
 from data import load_test
 from metrics import LABELS, METRICS
 from pictures import page as pages
@@ -33,16 +31,14 @@ MNIST = {'dataset': 'smmnist', 'digit_source': 'mnist5k', 'ndigits': 2, 'max_spe
          'deterministic': False, 'test_set': 'smmnist5k_test_2digits_64.npz'}
 KTH = {'dataset': 'kth', 'test_set': 'svg_test_set_40.npz', 'clips': 20, 'samples': 100,
        'conditioning_frames': 10, 'predicted_frames': 30}
-FVD = {'samples': 5, 'weights_sha256': 'w', 'note': None}
+FVD = {'fvd_samples': 5, 'fvd_weights_sha256': 'w', 'fvd_note': None}
 ALL = ['psnr', 'ssim', 'lpips']
+CONFIG = SimpleNamespace(**MNIST, nx=64)  # of the test set
 
 
 def make_results(folder, data_dir=None, seed=0, metrics=ALL, fvd=None, **protocol):
     """Write made-up results of an evaluation, with videos if there is a test set."""
     folder.mkdir(parents=True)
-    config = json.loads((ROOT / 'pretrained/smmnist_cpu/config.json').read_text())
-    config.pop('digits', None)
-    write_json(folder / 'config.json', {**config, 'digit_source': 'mnist5k'})
     dataset = {} if 'dataset' in protocol else MNIST
     rng, protocol = np.random.RandomState(seed), {**dataset, **PROTOCOL, **protocol}
     n, nt = protocol['clips'], protocol['predicted_frames']
@@ -53,7 +49,8 @@ def make_results(folder, data_dir=None, seed=0, metrics=ALL, fvd=None, **protoco
     np.savez(folder / 'results.npz', **scores)
     table = {m: {'mean': 25.123456, 'ci95': 0.123456} for m in metrics}
     if fvd is not None:
-        protocol['fvd'], table['fvd'] = {**FVD, **fvd}, {'mean': 300.5, 'ci95': None}
+        protocol |= FVD | fvd
+        table['fvd'] = {'mean': 300.5, 'ci95': None}
     if data_dir is not None:
         roles = ['random_1']
         if protocol['samples'] > 1:
@@ -63,7 +60,7 @@ def make_results(folder, data_dir=None, seed=0, metrics=ALL, fvd=None, **protoco
             T = protocol['conditioning_frames'] if role == 'cond_rec' else nt
             small = rng.randint(0, 256, (n, T, 8, 8, 1), np.uint8)
             np.savez_compressed(folder / f'{role}.npz', samples=small.repeat(8, 2).repeat(8, 3))
-    write_json(folder / 'results.json', {'scores': table, 'protocol': protocol,
+    write_json(folder / 'results.json', {'scores': table, 'protocol': protocol, 'channels': 1,
                                          'data_dir': data_dir and str(data_dir)})
     return folder
 
@@ -132,7 +129,7 @@ def page(results):
 
 def test_page_has_the_frames_and_scores_of_the_results(page, results, data_dir):
     data = read_page(page)
-    truth = load_test(load_config(results), data_dir, NT).videos(range(N))
+    truth = load_test(CONFIG, data_dir, NT).videos(range(N))
     tiles = data['runs'][0]['tiles']
     assert tiles.keys() == {'random_1', 'random_2', 'random_3', 'cond_rec', *(
         f'{m}_{end}' for m in ALL for end in ('best', 'worst'))}
@@ -183,10 +180,9 @@ def test_made_up_dataset_in_colour_and_made_up_metric(tmp_path, monkeypatch):
 
 
 def test_predictions_of_another_method(data_dir, tmp_path, call):
-    """Results of `python -m metrics` name the files of predictions, and have no config.json."""
+    """Results of `python -m metrics` name the files of predictions."""
     rng = np.random.RandomState(0)
     folder = make_results(tmp_path / 'method', metrics=['psnr'], clips=5, samples=2)
-    (folder / 'config.json').unlink()
     videos = rng.randint(0, 9, (2, 5, NT - NT_COND, 64, 64), np.uint8)
     np.save(tmp_path / 'a.npy', videos[0])
     np.savez(tmp_path / 'b.npz', x=videos[1, ..., None])
@@ -245,7 +241,7 @@ def test_page_replaces_a_page_but_nothing_else(page, results, tmp_path, call):
     data = (broken / 'psnr_best.npz').read_bytes()
     (broken / 'psnr_best.npz').write_bytes(data[:9000] + bytes(4000) + data[13000:])
     done = call(report.main, broken, '--out_dir', out)  # fails half-way
-    assert done.code == 2 and 'psnr_best.npz is not a file of videos' in done.err
+    assert done.code == 2 and 'psnr_best.npz is not a .npy or .npz file of videos' in done.err
     assert len(list(out.glob('sprites/*'))) == 5 and not list(tmp_path.glob('.page*'))
     (out / 'notes.txt').write_text('mine')
     done = call(report.main, results, '--out_dir', out)
@@ -310,7 +306,7 @@ def test_table_next_to_the_published_scores(make, tmp_path, call):
 def test_published_scores_are_of_the_same_lengths_and_weights(make, call):
     make('a', predicted_frames=20), make('b', predicted_frames=20)
     assert pages.PAPER not in compare(call, 'a', 'b').out
-    fvd = {'note': 'not comparable'}
+    fvd = {'fvd_note': 'not comparable'}
     make('c', fvd=fvd), make('d', fvd=fvd)
     out = compare(call, 'c', 'd').out
     assert '0.0736 ± 0.0029 | – |' in out and '(not comparable)' in out
@@ -322,7 +318,7 @@ def test_published_scores_are_of_the_same_lengths_and_weights(make, call):
     ({'predicted_frames': 20}, 'b was evaluated with predicted frames 20, a with 30'),
     ({'precision': 'bfloat16'}, 'precision bfloat16'),
     ({'lpips_version': '0.0'}, 'lpips version 0.0'),
-    ({'fvd': {'weights_sha256': 'v'}}, 'c was evaluated with fvd weights sha256 w, b with v'),
+    ({'fvd': {'fvd_weights_sha256': 'v'}}, 'c was evaluated with fvd weights sha256 w, b with v'),
     ({'samples': 10}, 'b was evaluated with samples 10, a with 100')])
 def test_protocols_that_differ_are_refused(changes, message, make, tmp_path, call):
     make('a'), make('b', **changes), make('c', fvd={})
@@ -456,7 +452,7 @@ def test_browser_turns_pages_and_follows_links(open_page, page):
 
 def test_browser_shows_exact_frames_of_chosen_futures(open_page, page, results, data_dir):
     opened = open_page(page)
-    truth = load_test(load_config(results), data_dir, NT).videos([0])[:, 0, ..., 0]
+    truth = load_test(CONFIG, data_dir, NT).videos([0])[:, 0, ..., 0]
     captions = ['truth', 'best', 'worst', 'random 1', 'random 2', 'random 3']
     assert opened.texts('article:first-child figcaption') == captions
 

@@ -143,14 +143,14 @@ def test_scores_next_to_the_published_ones():
     table = {'psnr': {'mean': 20., 'ci95': 0.5}, 'lpips': {'mean': 0.1, 'ci95': None},
              'fvd': {'mean': 300., 'ci95': 4.}}
     protocol = {'dataset': 'kth', 'size': 64, 'conditioning_frames': 10, 'predicted_frames': 30,
-                'clips': 1000, 'samples': 100, 'fvd': {'note': None}}
+                'clips': 1000, 'samples': 100, 'fvd_note': None}
     lines = [' PSNR 20.00 ± 0.50 dB   published: 29.69 ± 0.32',
              'LPIPS 0.1000   published: 0.0736 ± 0.0029',
              '  FVD 300.00 ± 4.00   published: 222 ± 3']
     assert score_lines(table, protocol) == lines
     last = 'published: 1,000 videos, best of 100; here: 50, best of 100'
     assert score_lines(table, {**protocol, 'clips': 50}) == [*lines, last]
-    other = {**protocol, 'fvd': {'note': 'of unknown origin'}}  # other distances
+    other = {**protocol, 'fvd_note': 'of unknown origin'}  # other distances
     assert score_lines(table, other) == [*lines[:2], '  FVD 300.00 ± 4.00',
                                          'note: of unknown origin']
     assert score_lines(table, {**protocol, 'predicted_frames': 20}) == [

@@ -47,9 +47,7 @@ class RunLog:
                 writer = csv.DictWriter(f, columns, extrasaction='ignore')
                 writer.writeheader()
                 writer.writerows(row for row in rows if int(row['step']) <= last)
-        before = set(folder.iterdir())
         self.events = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=30)
-        self.files = [*(folder / name for name in self.columns), *set(folder.iterdir()) - before]
 
     def write(self, step, **values):
         """Write a row of training."""

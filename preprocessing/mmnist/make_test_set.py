@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run by path
 
-from files import number, positive_int, progress_bar, replacing, run_script
+from files import number, positive_int, replacing, run_script
 
 import numpy as np
 
@@ -41,8 +41,7 @@ def main(argv=None):
     images, labels = DIGIT_SOURCES[args.digit_source](folder, train=False)
     arrays = make_test_set(
         images, labels, args.seq_len, seed=args.seed, n_digits=args.digits,
-        frame_size=args.frame_size, max_speed=args.max_speed, deterministic=args.deterministic,
-        progress=lambda videos: progress_bar(videos, 'drawing', unit='video'))
+        frame_size=args.frame_size, max_speed=args.max_speed, deterministic=args.deterministic)
     with replacing(path) as tmp, open(tmp, 'wb') as f:
         np.savez_compressed(f, **arrays)
     print(f'{path}: {arrays["sequences"].shape[1]} videos of {args.seq_len} frames')
