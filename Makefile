@@ -1,12 +1,10 @@
 # make test    style and all tests
-# make demo    show predictions of our model, then train and evaluate a small one on bundled digits
+# make demo    show predictions of our models, then train and evaluate a smaller one
 # make clean   remove what these two made
 
 PYTHON ?= python3
 VENV = .venv
-RUN = runs/demo
-DATA = runs/demo_data
-SHOWN = runs/demo_pretrained
+DEMO = runs/demo
 IN_VENV = $(VENV)/bin/python
 
 .PHONY: test demo clean
@@ -16,20 +14,37 @@ test: $(VENV)/installed
 	$(IN_VENV) -m ruff check
 	OMP_NUM_THREADS=1 $(IN_VENV) -m pytest -n 2 --dist loadfile tests
 
+# Best of 20 futures of the first 20 test videos, beside the last given frame; a page of both:
+# $(call evaluate,MODEL,RESULTS,OPTIONS)
+define evaluate
+$(IN_VENV) test.py --xp_dir $(1) --out_dir $(2) --n_videos 20 --n_samples 20 --no-report $(3)
+$(IN_VENV) test.py --xp_dir $(1) --out_dir $(2)/last_frame --n_videos 20 --no-report $(3) \
+	--baseline last_frame
+$(IN_VENV) report.py $(2) $(2)/last_frame --names $(notdir $(2)) 'last frame' \
+	--out_dir $(2)/page
+@echo; echo 'To see these futures: $(IN_VENV) -m webbrowser -t file://$(CURDIR)/$(2)/page/index.html'
+@echo
+endef
+
+SHAPES = --data_dir $(DEMO)/shapes --nt_gen 20
+DIGITS = --data_dir $(DEMO)/digits --nt_gen 20 --digit_source mnist5k --metrics psnr ssim
+
 # An interrupted demo continues where it stopped.
 demo: $(VENV)/installed
-	@mkdir -p $(DATA)
-	test -f $(DATA)/smmnist5k_test_2digits_64.npz || \
-		$(IN_VENV) -m preprocessing.mmnist.make_test_set --data_dir $(DATA) --seq_len 25 \
+	test -d $(DEMO)/videos || { \
+		$(IN_VENV) examples/shapes.py --out_dir $(DEMO)/part --n_videos 600 20 20 && \
+		mv $(DEMO)/part $(DEMO)/videos; }
+	$(IN_VENV) preprocessing/folder/convert.py --data_dir $(DEMO)/videos --out_dir $(DEMO)/shapes
+	$(call evaluate,pretrained/shapes_cpu,$(DEMO)/shapes_cpu,$(SHAPES) --metrics psnr ssim)
+	test -f $(DEMO)/digits/smmnist5k_test_2digits_64.npz || \
+		$(IN_VENV) -m preprocessing.mmnist.make_test_set --data_dir $(DEMO)/digits --seq_len 25 \
 			--digit_source mnist5k
-	$(IN_VENV) visualize.py samples --xp_dir pretrained/smmnist_cpu --data_dir $(DATA) \
-		--digit_source mnist5k --index 0 1 2 --overwrite \
-		--out $(SHOWN)/samples.png $(SHOWN)/samples.gif
-	@if test -f $(RUN)/config.json; then set -x; $(IN_VENV) train.py --resume --save_path $(RUN); \
-	else set -x; \
-		$(IN_VENV) train.py --config configs/demo.yaml --data_dir $(DATA) --save_path $(RUN); fi
-	$(IN_VENV) test.py --xp_dir $(RUN) --data_dir $(DATA) --nt_gen 20 --n_samples 20 \
-		--n_videos 50 --metrics psnr ssim
+	$(call evaluate,pretrained/smmnist_cpu,$(DEMO)/smmnist_cpu,$(DIGITS))
+	@if test -f $(DEMO)/trained/config.json; then set -x; \
+		$(IN_VENV) train.py --resume --save_path $(DEMO)/trained; \
+	else set -x; $(IN_VENV) train.py --config configs/demo.yaml --data_dir $(DEMO)/shapes \
+		--save_path $(DEMO)/trained; fi
+	$(call evaluate,$(DEMO)/trained,$(DEMO)/trained,$(SHAPES) --metrics psnr)
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -39,4 +54,4 @@ $(VENV)/installed: requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(RUN) $(DATA) $(SHOWN)
+	rm -rf $(VENV) $(DEMO)

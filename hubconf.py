@@ -46,13 +46,13 @@ with _own_modules():
 def srvp(model, model_name='model.pt', device='cpu'):
     """Load a trained model, on a device, as a `_Predictor`.
 
-    `model` is a folder with config.json and the weights, `model_name`; or 'smmnist_cpu', or the
-    name of a published model, which is downloaded to pretrained/ of this repository unless it is
-    there.
+    `model` is a folder with config.json and the weights, `model_name`; or 'shapes_cpu' or
+    'smmnist_cpu'; or the name of a published model, which is downloaded to pretrained/ of this
+    repository unless it is there.
     """
     folder, device = pathlib.Path(model), torch.device(device)
     with _own_modules():  # some of them import others only when they are called
-        if model == 'smmnist_cpu' or model in pretrained.MODELS:
+        if model in ('shapes_cpu', 'smmnist_cpu', *pretrained.MODELS):
             folder = _ROOT / 'pretrained' / model
             if not (folder / 'model.pt').exists():
                 pretrained.install(model, folder)

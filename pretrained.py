@@ -59,7 +59,8 @@ def print_models():
     print('\nPublished scores: best of 100 samples, mean ± half-width of the 95% interval.\n'
           f'Models come from {REPO} on the Hugging Face Hub,\n'
           f'a mirror of {ORIGIN}, the site of the authors.\n'
-          'A small one, trained on a CPU, is part of this repository: pretrained/smmnist_cpu')
+          'Small ones, trained on CPUs, are part of this repository: pretrained/shapes_cpu and '
+          'pretrained/smmnist_cpu')
 
 
 def install(name, out_dir):
