@@ -26,7 +26,7 @@ from data.stream import BatchStream, make_loader
 from distributed import StopSignal, distribute, join
 from model import Losses, build_model, loss
 from pictures import frames as drawing
-from training.log import RunLog
+from training.log import RunLog, read_log
 from training.validation import validate
 from utils import describe, half_dtype, load, load_model, save, stream_generator, to_video
 
@@ -286,7 +286,7 @@ def identity(c):
 
 
 def claim(folder, c, stack):
-    """Create the folder of a run, without weights of another run, and lock it for `stack`."""
+    """Create the folder of a run and lock it for `stack`; weights or logs there are another run."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / '.train.lock')
     try:
@@ -294,7 +294,8 @@ def claim(folder, c, stack):
     except filelock.Timeout:
         raise UserError(f'--save_path {folder}: another process is training there; stop it, or use '
                         'another folder') from None
-    if not c.resume and any(folder.glob('*.pt')):
+    log = folder / 'log.csv'
+    if not c.resume and (any(folder.glob('*.pt')) or log.exists() and read_log(folder)[0]):
         raise UserError(f'--save_path {folder} holds another run; continue it with --resume, or '
                         'use another folder')
 

@@ -486,6 +486,15 @@ def test_complete_run_is_not_overwritten(unbroken, capsys):
     assert contents(unbroken) == before
 
 
+def test_logs_without_weights_are_not_lost(unbroken, tmp_path):
+    for name in ('config.json', 'log.csv', 'validation.csv'):
+        shutil.copy(unbroken / name, tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match='holds another run'):
+        train.main(options(tmp_path))
+    assert before.items() <= contents(tmp_path).items()
+
+
 def test_weights_without_a_state_are_not_lost(unbroken, tmp_path):
     for name in ('config.json', 'model.pt'):  # as those of a published model
         shutil.copy(unbroken / name, tmp_path)
