@@ -12,7 +12,7 @@ import test as evaluation
 from args import load_config
 from conftest import ROOT
 from data import load_videos
-from examples import futures, shapes
+from examples import shapes, true_futures
 from preprocessing.folder import convert
 
 
@@ -81,17 +81,17 @@ def test_motion():
 
 def test_find_disc_and_coverage():
     video, path = shapes.simulate(5, 20)
-    np.testing.assert_allclose(futures.find_disc(video), path, atol=0.3)
-    assert np.isnan(futures.find_disc(np.full((1, 64, 64, 3), 255, np.uint8))).all()
+    np.testing.assert_allclose(true_futures.find_disc(video), path, atol=0.3)
+    assert np.isnan(true_futures.find_disc(np.full((1, 64, 64, 3), 255, np.uint8))).all()
     positions = np.array([[10, 10], [20, 20], [40, 40.0]])
     others = np.array([[12, 12], [np.nan, np.nan]])
-    assert futures.covered(positions, others) == pytest.approx(1 / 3)
-    assert futures.covered(positions, positions + 1) == 1
+    assert true_futures.covered(positions, others) == pytest.approx(1 / 3)
+    assert true_futures.covered(positions, positions + 1) == 1
 
 
 def test_futures_of_the_released_model(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(futures, 'N', 8)
-    futures.main(['--n_videos', '2', '--out', str(tmp_path / 'futures.png')])
+    monkeypatch.setattr(true_futures, 'N', 8)
+    true_futures.main(['--n_videos', '2', '--out', str(tmp_path / 'futures.png')])
     with Image.open(tmp_path / 'futures.png') as picture:
         assert picture.width == 1200
     true, predicted, _, last = ([float(x) for x in line.split()[-3:]]

@@ -1,6 +1,6 @@
 """Compare the futures of a model of examples/shapes.py with the true ones: where the disc goes.
 
-`python examples/futures.py --model shapes_cpu --out PICTURE.png`; see docs/shapes.md.
+`python examples/true_futures.py --model shapes_cpu --out PICTURE.png`; see docs/shapes.md.
 """
 
 import sys
