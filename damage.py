@@ -16,7 +16,7 @@ import torch
 from args import (add_dataset_options, add_device_option, add_length_options, add_model_options,
                   fill_from_config, load_config)
 from data import load_clip, load_videos
-from evaluation.futures import Futures, draw_noise, quantise
+from evaluation.futures import Futures, draw_noise, to_frames
 from metrics import METRICS
 from pictures import charts, frames
 from pictures.network import NetworkPicture, video_frame
@@ -226,7 +226,7 @@ def main(argv=None):
             bar.update()
             if run > 0:
                 continue
-            predictions.append(quantise(future)[:, 0].permute(0, 2, 3, 1).cpu().numpy())
+            predictions.append(to_frames(future[:, 0]))
             captions.append(f'iteration {i + 1} of {args.n_iterations}: {n_hit:,} values damaged '
                             f'({100 * n_hit / size:.3g}%)')
             for name in {name for name, *_ in draws} if i > 0 else shapes:

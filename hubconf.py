@@ -154,7 +154,7 @@ class _Predictor:
 
 def _encode(x, given):
     """Frames (B, T, H, W, C), of type and device of those given, from x (T, B, C, H, W)."""
-    x = (255 * x).to(torch.uint8) if given.dtype == torch.uint8 else x.to(given.dtype)
+    x = sampling.quantise(x) if given.dtype == torch.uint8 else x.to(given.dtype)
     return x.permute(1, 0, 3, 4, 2).to(given.device)
 
 

@@ -124,6 +124,11 @@ def quantise(x):
     return (255 * x).to(torch.uint8)
 
 
+def to_frames(x):
+    """uint8 array (…, H, W, C) of frames x (…, C, H, W) in [0, 1], up to rounding."""
+    return quantise(x.clamp(0, 1)).movedim(-3, -1).cpu().numpy()
+
+
 class Best:
     """Best sample so far of each video; `higher` says whether higher scores are better."""
 

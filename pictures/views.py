@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from evaluation.futures import Chunk, Futures, draw_noise, quantise, score_futures
+from evaluation.futures import Chunk, Futures, draw_noise, score_futures, to_frames
 from metrics.frame import PSNR
 from model import Noise
 from pictures import frames
@@ -36,11 +36,6 @@ def get_futures(model, truth, index, args, **kwargs):
         noise = Noise(noise.y_0[chosen], noise.z[:, chosen])
     x = to_video(torch.from_numpy(truth[:args.nt_cond]), args.device)
     return Futures(model, x, args.nt_gen - args.nt_cond, noise, args.n_euler_steps, **kwargs)
-
-
-def to_frames(x):
-    """Frames uint8 (…, H, W, C) of x (…, C, H, W) in [0, 1]."""
-    return quantise(x.clamp(0, 1)).movedim(-3, -1).cpu().numpy()
 
 
 def decode(model, w, y, skips):

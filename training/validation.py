@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data.stream import chunks, make_loader
-from evaluation.futures import Chunk, Futures, draw_noise, quantise, score_futures
+from evaluation.futures import Chunk, Futures, draw_noise, score_futures, to_frames
 from metrics.frame import PSNR, SSIM
 from utils import to_video
 
@@ -55,7 +55,7 @@ def validate(model, stream, config, device, world, stop):
             f'random {k + 1}': frames[f'random_{k + 1}']
             for k in range(min(N_RANDOM, c.n_samples_test))}
         for b in range(max(0, min(videos.stop, N_SHOWN) - videos.start) if world.main else 0):
-            shown |= {f'{videos[b]}: {label}': quantise(video[:, b]).permute(0, 2, 3, 1).cpu()
-                      .numpy() for label, video in rows.items()}
+            shown |= {f'{videos[b]}: {label}': to_frames(video[:, b])
+                      for label, video in rows.items()}
     table = world.sum(table).numpy()
     return Scores(table[:, 0], table[:, 1], table[:, 2:], shown)
