@@ -43,6 +43,13 @@ def decode(model, w, y, skips):
     return to_frames(Chunk(model).decode(lambda part: model.decode(w, part, skips), y))
 
 
+def choose(futures, target):
+    """Best, worst (by PSNR) and random ones of futures: dict of tensors (nt, B, C, H, W)."""
+    _, found = score_futures(futures, target, {'psnr': PSNR()}, N_RANDOM, keep=lambda x: x)
+    chosen = {'best': found.pop('psnr_best'), 'worst': found.pop('psnr_worst')}
+    return chosen | {name.replace('_', ' '): x for name, x in found.items()}
+
+
 def samples(model, truth, index, names, paths, args):
     """Best, worst (by PSNR) and random futures of a video, mean and standard deviation of all."""
     futures = progress_bar(get_futures(model, truth, index, args), names[0], unit='sample')
@@ -54,13 +61,11 @@ def samples(model, truth, index, names, paths, args):
             total.add_(x)
             squares.add_(x.double() ** 2)
             yield x
-    _, found = score_futures(summed(), target, {'psnr': PSNR()}, N_RANDOM, keep=lambda x: x)
+    chosen = choose(summed(), target)
     mean = total / args.n_samples
     std = (squares / args.n_samples - mean ** 2).clamp(min=0).sqrt()  # at most 1/2, in [0, 1]
-    random = {name.replace('_', ' '): x for name, x in found.items() if name.startswith('random')}
     black = target.new_zeros(args.nt_cond, *target.shape[1:])
-    rows = {'best': found['psnr_best'], 'worst': found['psnr_worst'], **random, 'mean': mean,
-            '2 std': torch.cat([black, 2 * std])}
+    rows = {**chosen, 'mean': mean, '2 std': torch.cat([black, 2 * std])}
     rows = {name: to_frames(x[:, 0]) for name, x in rows.items()}
     frames.draw_rows(paths, {'truth': truth[:, 0], **rows}, args.nt_cond, args.fps, across=4)
 
@@ -69,10 +74,8 @@ def futures(model, truth, index, names, paths, args):
     """Videos in rows: the truth, the best future (by PSNR) and random ones; still, the end."""
     bar = progress_bar(get_futures(model, truth, index, args), 'predicting', unit='sample')
     target = to_video(torch.from_numpy(truth[args.nt_cond:]), args.device)
-    _, found = score_futures(bar, target, {'psnr': PSNR()}, N_RANDOM, keep=lambda x: x)
-    found = {name.replace('_', ' '): to_frames(x) for name, x in found.items()}
-    shown = frames.filled({'truth': truth, 'best': found['psnr best'],
-                           **{name: x for name, x in found.items() if name.startswith('random')}})
+    chosen = {name: to_frames(x) for name, x in choose(bar, target).items() if name != 'worst'}
+    shown = frames.filled({'truth': truth, **chosen})
     cells = [[x[:, b] for x in shown.values()] for b in range(len(index))]
     ends = [[truth[args.nt_cond - 1, b], *(x[-1] for x in row)] for b, row in enumerate(cells)]
     headings = list(map(Heading, shown))
