@@ -182,11 +182,9 @@ def evaluate(args, config, world):
 
     # Results
     scores = finished.scores()
-    features = [scores.pop(f'fvd_{i}') for i in range(args.fvd_samples + 1)] if embed else []
     table = summary(scores)
-    if features:
-        table['fvd'] = summarise(np.array([fvd.frechet_distance(features[0], f)
-                                           for f in features[1:]]))
+    if embed is not None:
+        table['fvd'] = summarise(fvd.pop_distances(scores))
     print('\n'.join(score_lines(table, protocol)), flush=True)
     write_samples(args.out_dir, finished, lengths)
     rows = {'best': f'{args.metrics[0]}_best', 'worst': f'{args.metrics[0]}_worst'}

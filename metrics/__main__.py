@@ -91,11 +91,9 @@ def main(argv=None):
                 scores |= fvd.embed_samples(embed, truth, samples)
             found.append(scores)
     scores = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
-    features = [scores.pop(f'fvd_{i}') for i in range(len(files) + 1)] if args.fvd else []
     table = summary(scores)
-    if features:
-        table['fvd'] = summarise(np.array([fvd.frechet_distance(features[0], f)
-                                           for f in features[1:]]))
+    if embed is not None:
+        table['fvd'] = summarise(fvd.pop_distances(scores))
     print('\n'.join(score_lines(table, protocol)))
     if args.out_dir:
         write_results(Path(args.out_dir), table, protocol, scores, args.nt_cond,

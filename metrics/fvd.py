@@ -100,13 +100,19 @@ def build_embedding(path=None, device='cpu'):
 
 
 def embed_samples(embed, truth, samples):
-    """Features (B, 400) by name: `fvd_0` of true videos, `fvd_1`, … of samples after given frames.
+    """Features (B, 400) by name: `fvd_0` of true videos; `fvd_1`, … of samples after given frames.
 
     truth is uint8 (T, B, H, W, C), samples are arrays (nt, B, H, W, C).
     """
     given = truth[:len(truth) - len(samples[0])]
     videos = [truth, *(np.concatenate([given, sample]) for sample in samples)]
     return {f'fvd_{i}': embed(video.swapaxes(0, 1)) for i, video in enumerate(videos)}
+
+
+def pop_distances(scores):
+    """Distances (n,) of n samples; takes the features of `embed_samples` out of `scores`."""
+    true, *samples = [scores.pop(name) for name in list(scores) if name.startswith('fvd_')]
+    return np.array([frechet_distance(true, features) for features in samples])
 
 
 def check_sizes(n_videos, n_frames, what):
