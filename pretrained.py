@@ -6,7 +6,7 @@ from pathlib import Path
 
 from files import Parser, UserError, replacing, run_script, sha256
 
-from args import PUBLISHED, load_config, preset_config
+from args import MODEL, PUBLISHED, load_config, preset_config
 from utils import load_model
 
 ORIGIN = 'https://data.lip6.fr/srvp/'  # the authors' site
@@ -20,9 +20,8 @@ MODELS = {  # folder in REPO and number of parameters, by preset
 }
 
 # Options that determine the network and the test set
-KEYS = ['archi', 'skipco', 'nf', 'nhx', 'ny', 'nz', 'dynamics', 'n_euler_steps', 'nt_inf',
-        'nh_inf', 'nlayers_inf', 'nh_res', 'nlayers_res', 'nx', 'nc', 'dataset', 'deterministic',
-        'nt_cond']
+KEYS = [*(name for name in MODEL if name != 'res_gain'),  # which initialises only
+        'nx', 'nc', 'dataset', 'deterministic', 'nt_cond']
 
 
 def get_parser():

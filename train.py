@@ -26,7 +26,7 @@ from data.stream import BatchStream, make_loader
 from distributed import StopSignal, distribute, join
 from model import Losses, build_model, loss
 from pictures import frames as drawing
-from training.log import RunLog, read_log
+from training.log import RunLog, read_table
 from training.validation import validate
 from utils import describe, half_dtype, load, load_model, save, stream_generator, to_video
 
@@ -295,7 +295,7 @@ def claim(folder, c, stack):
         raise UserError(f'--save_path {folder}: another process is training there; stop it, or use '
                         'another folder') from None
     log = folder / 'log.csv'
-    if not c.resume and (any(folder.glob('*.pt')) or log.exists() and read_log(folder)[0]):
+    if not c.resume and (any(folder.glob('*.pt')) or log.exists() and read_table(log)):
         raise UserError(f'--save_path {folder} holds another run; continue it with --resume, or '
                         'use another folder')
 

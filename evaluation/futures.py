@@ -63,14 +63,8 @@ class Futures:
     model : SRVP, in evaluation mode
     x : tensor (T_o, B, C, H, W)
         Conditioning frames.
-    nt : int
-        Number of frames to predict.
-    noise : Noise
-        For T_o + nt frames of (S, B) videos.
-    n_euler_steps : int
-        Euler steps per predicted frame; default: as in training.
-    between : bool
-        Also decode the states between predicted frames: nt n frames instead of nt.
+    nt, noise, n_euler_steps, between
+        As in `SRVP.predict`. With `between`, nt n frames are decoded instead of nt.
     chunk : Chunk
         Frames decoded at a time.
     dtype : torch.dtype

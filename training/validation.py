@@ -32,8 +32,8 @@ def validate(model, stream, config, device, world, stop):
     table = torch.zeros(c.n_iter_test * c.batch_size_test, 2 + c.seq_len_test - c.nt_cond,
                         dtype=torch.float64)
     batches = chunks(world.part(len(table)), c.batch_size_test)
-    # The last process has the most; all look for a signal as often
-    rounds = -(-(len(table) - len(table) * (world.size - 1) // world.size) // c.batch_size_test)
+    # Batches of the process that has the most; all look for a signal as often
+    rounds = -(-len(table) // (world.size * c.batch_size_test))
     loader = iter(make_loader(stream, batches, min(c.n_workers, 1)))
     for i in progress_bar(range(rounds), 'validation', leave=False, unit='batch',
                           disable=None if world.main else True):
