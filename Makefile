@@ -22,12 +22,12 @@ $(IN_VENV) test.py --xp_dir $(1) --out_dir $(2)/last_frame --n_videos 20 --no-re
 	--baseline last_frame
 $(IN_VENV) report.py $(2) $(2)/last_frame --names $(notdir $(2)) 'last frame' \
 	--out_dir $(2)/page
-@echo; echo 'To see these futures: $(IN_VENV) -m webbrowser -t file://$(CURDIR)/$(2)/page/index.html'
-@echo
+@echo; echo 'To see these futures:' \
+	'$(IN_VENV) -m webbrowser -t file://$(CURDIR)/$(2)/page/index.html'; echo
 endef
 
 SHAPES = --data_dir $(DEMO)/shapes --nt_gen 20
-DIGITS = --data_dir $(DEMO)/digits --nt_gen 20 --digit_source mnist5k --metrics psnr ssim
+DIGITS = --data_dir $(DEMO)/digits --nt_gen 20 --digit_source mnist5k
 
 # An interrupted demo continues where it stopped.
 demo: $(VENV)/installed
@@ -39,7 +39,7 @@ demo: $(VENV)/installed
 	test -f $(DEMO)/digits/smmnist5k_test_2digits_64.npz || \
 		$(IN_VENV) -m preprocessing.mmnist.make_test_set --data_dir $(DEMO)/digits --seq_len 25 \
 			--digit_source mnist5k
-	$(call evaluate,pretrained/smmnist_cpu,$(DEMO)/smmnist_cpu,$(DIGITS))
+	$(call evaluate,pretrained/smmnist_cpu,$(DEMO)/smmnist_cpu,$(DIGITS) --metrics psnr ssim)
 	@if test -f $(DEMO)/trained/config.json; then set -x; \
 		$(IN_VENV) train.py --resume --save_path $(DEMO)/trained; \
 	else set -x; $(IN_VENV) train.py --config configs/demo.yaml --data_dir $(DEMO)/shapes \

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run by path
 
-from files import Parser, nonnegative_int, positive_int, progress_bar, run_script
+from files import Parser, nonnegative_int, positive_int, progress_bar, replacing, run_script
 
 import av
 import numpy as np
@@ -110,7 +110,7 @@ def simulate(seed, frames, future=0, nt_cond=5):
 
 def write(path, video):
     """Encode a video without loss."""
-    with av.open(path, 'w') as out:
+    with replacing(path) as tmp, av.open(tmp, 'w', format='matroska') as out:
         stream = out.add_stream('ffv1', rate=10, width=SIZE, height=SIZE, pix_fmt='bgr0')
         for frame in video:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, 'rgb24')))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run by path
 
-from files import Parser, positive_int, progress_bar, run_script
+from files import Parser, positive_int, progress_bar, replacing, run_script
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -73,7 +73,8 @@ def main(argv=None):
             ax.set(aspect='equal', ylim=(SIZE, 0), xticks=[], yticks=[])
     for ax in axes[args.n_videos:].flat:
         ax.axis('off')
-    figure.savefig(args.out, dpi=100)
+    with replacing(args.out) as tmp:
+        figure.savefig(tmp, format='png', dpi=100)
     print(f'{f"within {NEAR} pixels, share of":31}', *(f't = {NT_COND + t:<4}' for t in STEPS))
     names = ('true positions, by other true', 'true positions, by predicted',
              'predicted positions, by true', 'true positions, by last given')
